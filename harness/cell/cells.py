@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from harness.cell.choices import Choices
@@ -65,7 +66,7 @@ class ResolvedCell:
     devices: Devices
     absent: Mapping[str, str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def identity(self) -> CellIdentity:
         """The names of the cell in tables."""
         return name_cell(self.choices, self.model)

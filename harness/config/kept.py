@@ -16,6 +16,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -153,12 +154,15 @@ def from_json(text: str, extra: Path | None) -> list[Cell]:
     ]
 
 
+_hints: Any = cache(get_type_hints)  # of a class, which every cell has
+
+
 def _filled(kind: Any, values: Any) -> Any:
     """Inverse of dataclasses.asdict: the `kind` whose fields are `values`."""
     (given, *_) = [each for each in get_args(kind) if each is not NoneType] or [kind]
     if values is None or not dataclasses.is_dataclass(given):
         return values
-    hints = get_type_hints(given)
+    hints = _hints(given)
     fields = {name: _filled(hints[name], value) for name, value in values.items()}
     return given(**fields)  # type: ignore[operator]
 

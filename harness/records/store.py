@@ -17,7 +17,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -253,7 +253,19 @@ def unique_name(name: str) -> str:
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file atomically: temporary file, fsync, rename. Text is UTF-8."""
-    data = content.encode() if isinstance(content, str) else content
+    write_each({path: content})
+
+
+def write_each(files: Mapping[Path, str | bytes]) -> None:
+    """Write files in their order, each of them atomically; folders are synced at the end."""
+    for path, content in files.items():
+        _replace(path, content.encode() if isinstance(content, str) else content)
+    for folder in dict.fromkeys(path.parent for path in files):
+        with disk_errors(folder):
+            _sync_folder(folder)
+
+
+def _replace(path: Path, data: bytes) -> None:
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = make_temporary(path.parent, path.name)
@@ -267,7 +279,6 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
 
 
 @contextmanager

@@ -129,7 +129,7 @@ def _joined(
             suite = each.key[0]
             said = differences.footnotes(index, each.key)
             cell = _cell(row, each, rows, footnotes, suites[suite].compared, busy[suite], said)
-            line.append(replace(cell, best=(index, each.key) in best))
+            line.append(replace(cell, best=True) if (index, each.key) in best else cell)
         line += [missing(row, name, footnotes) for name in failed]
         cells.append(line)
     names = name_columns(rows)

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from harness.records.record import Record
-from harness.records.store import file_name, unique_name, write_atomically
+from harness.records.store import file_name, unique_name, write_each
 from harness.report.collection import uncollected
 from harness.report.drawing import Helpers, drawing
-from harness.report.frame import entries_of, metrics_csv
+from harness.report.frame import csv_lines, entries_of, metrics_csv
 from harness.report.latex import LATEX, Latex, to_latex
 from harness.report.page.write import page
 from harness.report.pareto import pareto_table, size_table
 from harness.report.render import to_csv, to_markdown
 from harness.report.rows import make_rows, select_entries
-from harness.report.sizes import draw_by_size
+from harness.report.sizes import size_plots
 from harness.report.table import Table
 from harness.report.tables import NO_SPECS, OfModel, models_of, tables_of
 from harness.suites.base import Suite
@@ -52,9 +52,9 @@ class Report:
 
 def write_report(report: Report, out: Path) -> list[Path]:
     """Write the files of a report into the folder `out`; return their paths."""
-    for name, data in report.files.items():
-        write_atomically(out / name, data)
-    return [out / name for name in report.files]
+    files = {out / name: data for name, data in report.files.items()}
+    write_each(files)
+    return list(files)
 
 
 def make_report(
@@ -85,12 +85,14 @@ def _made(
     helpers: Helpers,
 ) -> Report:
     entries = entries_of(records)
-    metrics, ends = metrics_csv(entries).encode(), _endings({each["model"] for each in entries})
+    lines, ends = csv_lines(entries), _endings({each["model"] for each in entries})
     selection = select_entries(entries)
-    every, by_cell = make_rows(selection), make_rows(selection, by_cell=True)
-    del entries, selection  # the largest of what is in memory here
+    every = make_rows(selection)
     models = models_of(every.rows, suites)
     helpers.give(models)
+    by_cell = make_rows(selection, by_cell=True)
+    del entries, selection  # the largest of what is in memory here
+    metrics = metrics_csv(lines).encode()
     summarized = tables_of(models, every.notes)
     tables = [*summarized, *_decision_tables(models)]
     named = {f"{table.name}{ends[table.model]}": table for table in tables}
@@ -100,7 +102,8 @@ def _made(
         files[f"tables/{name}.csv"] = to_csv(table).encode()
         files[f"tables/{name}.tex"] = to_latex(table, latex.style(name)).encode()
     whole = page(records, by_cell, title, provenance(records), suites)
-    by_size = draw_by_size(every.rows, declared_tables(every.rows, suites))
+    declared = declared_tables(every.rows, suites)
+    by_size = [each.draw() for each in size_plots(every.rows, declared)]
     plots = helpers.collect()
     pictures: list[tuple[str, str]] = []
     for model, drawn in plots.items():

@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from harness.report.assemble import columns_in_order
 from harness.report.columns import AgainstBits, SuiteTable
 from harness.report.leading import MOST_PANELS, ranked, some_of
-from harness.report.plot_style import add_legend, logarithmic, own_style, panels_in, save
+from harness.report.plot_style import add_legend, logarithmic, panels_in
 from harness.report.plots import CALIBRATED as FIRST_COLOUR
-from harness.report.plots import MARKERS, MORE_COLOURS, REFERENCE, UNCALIBRATED, Drawn
+from harness.report.plots import MARKERS, MORE_COLOURS, REFERENCE, UNCALIBRATED, Plot
 from harness.report.rows import FigureKey, Row
 from harness.report.texts import text_names
 
@@ -46,7 +47,7 @@ class Panel:
         return said if task == first.model else f"{said}, {task}"
 
 
-def draw_by_calibration(rows: Sequence[Row], declared: Mapping[str, SuiteTable]) -> list[Drawn]:
+def calibration_plots(rows: Sequence[Row], declared: Mapping[str, SuiteTable]) -> list[Plot]:
     """The plots against calibration tokens, of the rows of one model."""
     wanted: dict[AgainstBits, list[Panel]] = {}
     for each in columns_in_order(list(rows), declared):
@@ -54,16 +55,25 @@ def draw_by_calibration(rows: Sequence[Row], declared: Mapping[str, SuiteTable])
         if isinstance(plot, AgainstBits):
             found = panels_of(rows, each.key, each.declared.named)
             wanted.setdefault(plot, []).extend(found)
-    drawn = []
-    with own_style():
-        for plot, panels in wanted.items():
-            if panels:
-                title = f"{plot.name} against calibration tokens".capitalize()
-                shown = _leading(panels, rows, declared)
-                said = some_of(len(shown), len(panels), "panels")
-                figure = calibration_figure(rows, shown, plot, said)
-                drawn.append(Drawn(f"{plot.name}_{SUFFIX}", title, save(figure)))
-    return drawn
+    return [
+        Plot(
+            f"{plot.name}_{SUFFIX}",
+            f"{plot.name} against calibration tokens".capitalize(),
+            partial(_leading_figure, rows, declared, panels, plot),
+        )
+        for plot, panels in wanted.items()
+        if panels
+    ]
+
+
+def _leading_figure(
+    rows: Sequence[Row],
+    declared: Mapping[str, SuiteTable],
+    panels: list[Panel],
+    plot: AgainstBits,
+) -> Figure:
+    shown = _leading(panels, rows, declared)
+    return calibration_figure(rows, shown, plot, some_of(len(shown), len(panels), "panels"))
 
 
 def _leading(

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from harness.report.columns import AgainstPosition, SuiteTable
 from harness.report.curves import curve_panel, curves_of, lines_of, panels_of
 from harness.report.leading import MOST_LINES, MOST_PANELS, leading_rows, some_of
-from harness.report.plot_style import add_legend, logarithmic, own_style, panels_in, save
+from harness.report.plot_style import add_legend, logarithmic, panels_in
 from harness.report.plots import (
     CALIBRATED,
     DASHES,
@@ -20,7 +21,7 @@ from harness.report.plots import (
     MORE_COLOURS,
     REFERENCE,
     UNCALIBRATED,
-    Drawn,
+    Plot,
     colour_of,
 )
 from harness.report.rows import FigureKey, Row
@@ -31,24 +32,29 @@ if TYPE_CHECKING:
 COLOURS = (UNCALIBRATED, CALIBRATED, *MORE_COLOURS)
 
 
-def draw_curves(rows: list[Row], declared: Mapping[str, SuiteTable]) -> list[Drawn]:
+def curve_plots(rows: list[Row], declared: Mapping[str, SuiteTable]) -> list[Plot]:
     """The plots that suites declare as curves, of the rows of one model."""
-    drawn = []
-    with own_style():
-        for suite, table in declared.items():
-            for curve in table.curves:
-                if panels := panels_of(rows, suite, curve):
-                    having = [row for row in rows if any(key in curves_of(row) for key in panels)]
-                    if curve.by:
-                        shown = leading_rows(rows, declared, MOST_PANELS, having)
-                        said = some_of(len(shown), len(having), "rows")
-                        figure = lines_figure(shown, suite, curve, said)
-                    else:
-                        shown = leading_rows(rows, declared, MOST_LINES, having)
-                        said = some_of(len(shown), len(having), "rows")
-                        figure = curves_figure(shown, panels, curve, rows, said)
-                    drawn.append(Drawn(curve.name, curve.title, save(figure)))
-    return drawn
+    return [
+        Plot(curve.name, curve.title, partial(_figure, rows, declared, suite, curve, panels))
+        for suite, table in declared.items()
+        for curve in table.curves
+        if (panels := panels_of(rows, suite, curve))
+    ]
+
+
+def _figure(
+    rows: list[Row],
+    declared: Mapping[str, SuiteTable],
+    suite: str,
+    curve: AgainstPosition,
+    panels: list[FigureKey],
+) -> Figure:
+    having = [row for row in rows if any(key in curves_of(row) for key in panels)]
+    shown = leading_rows(rows, declared, MOST_PANELS if curve.by else MOST_LINES, having)
+    said = some_of(len(shown), len(having), "rows")
+    if curve.by:
+        return lines_figure(shown, suite, curve, said)
+    return curves_figure(shown, panels, curve, rows, said)
 
 
 def curves_figure(

@@ -1,8 +1,8 @@
 """The plots of all models, drawn by several processes where there are many of them.
 
-Drawing takes most of the time of a report of thousands of records. A helper is an interpreter that
+Drawing takes half of the time of a report of thousands of records. A helper is an interpreter that
 is started for it: nothing that calls `build_report` has to be importable. It starts up while rows
-are made, then all processes take one model after another until none is left.
+are made, then all processes take one plot after another until none is left.
 """
 
 from __future__ import annotations
@@ -19,19 +19,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from harness.records.environment import usable_cores
-from harness.report.by_calibration import draw_by_calibration
+from harness.report.by_calibration import calibration_plots
 from harness.report.collection import set_aside, uncollected
-from harness.report.curve_plot import draw_curves
-from harness.report.pareto_plot import draw_pareto
+from harness.report.column_plots import plots_of_columns
+from harness.report.curve_plot import curve_plots
+from harness.report.pareto_plot import pareto_plots
 from harness.report.plot_style import warm_up
-from harness.report.plots import Drawn, draw_all
+from harness.report.plots import Drawn, Plot
 from harness.report.tables import OfModel, models_of
 from harness.suites.find import declared_tables
 
-COLLECTED = 8  # models; so many leave 150 MB of figures behind
+COLLECTED = 40  # plots; so many leave 100 MB of figures behind
 MANY = 1000  # records
 LEAST = 3  # models of a process: the plots of one take as long as starting it
-ROWS, TAKEN, PLOTS = ".rows", ".taken", ".plots"  # files of a model: to be drawn, begun, drawn
+ROWS = ".rows"  # the file of a model
+ASKED, TAKEN, FILES = ".asked", ".taken", ".files"  # those of a plot: to be drawn, begun, drawn
 
 _log = logging.getLogger("harness")
 
@@ -43,19 +45,21 @@ class Helpers:
 
     def __init__(self, folder: Path, processes: Sequence[subprocess.Popen[bytes]]) -> None:
         self._folder, self._processes = folder, processes
-        self._models: Sequence[OfModel] = ()
-        self._sent: dict[str, str] = {}  # name of the file of a model
+        self._plots: dict[str, list[Plot]] = {}  # by model
+        self._sent: dict[tuple[str, int], str] = {}  # names of files by model and place of the plot
 
     def give(self, models: Sequence[OfModel]) -> None:
         """Let the helpers begin with what they can draw."""
-        self._models = models
+        self._plots = {each.name: plots_of(each) for each in models}
         if not self._processes:
             return
         for number, each in enumerate(models):
             # Another process finds the tables of built-in suites alone.
             if each.declared == declared_tables(each.rows, {}):
-                self._sent[each.name] = name = f"{number:06d}"
-                (self._folder / f"{name}{ROWS}").write_bytes(pickle.dumps(each.rows))
+                (self._folder / f"{number:06d}{ROWS}").write_bytes(pickle.dumps(each.rows))
+                for place in range(len(self._plots[each.name])):
+                    self._sent[each.name, place] = name = f"{number:06d}-{place:03d}"
+                    (self._folder / f"{name}{ASKED}").touch()
         for process in self._processes:
             assert process.stdin is not None
             try:
@@ -68,22 +72,38 @@ class Helpers:
 
         The bytes do not depend on who drew them.
         """
-        found: Plots = {}
+        every = [
+            (model, place) for model, plots in self._plots.items() for place in range(len(plots))
+        ]
+        found: dict[tuple[str, int], Drawn] = {}
         with uncollected(), set_aside():
             # From the end, where helpers come last.
-            for number, each in enumerate(reversed(self._models), 1):
-                if each.name not in self._sent or _take(self._folder, self._sent[each.name]):
-                    found[each.name] = draw(each)
-                    _collect(number)
+            for each in reversed(every):
+                if each not in self._sent or _take(self._folder, self._sent[each]):
+                    found[each] = self._plot(each).draw()
+                    _collect(len(found))
             failed = [each for each in self._processes if each.wait() != 0]
             for process in failed:
                 _log.warning("a process that drew plots ended with %s", process.returncode)
-            for each in self._models:
-                if each.name not in found:
-                    file = self._folder / f"{self._sent[each.name]}{PLOTS}"
-                    read = file.exists()
-                    found[each.name] = pickle.loads(file.read_bytes()) if read else draw(each)
-        return {each.name: found[each.name] for each in self._models}
+            for each in every:
+                if each not in found:
+                    found[each] = self._read(each) or self._plot(each).draw()
+        return {
+            model: [found[model, place] for place in range(len(plots))]
+            for model, plots in self._plots.items()
+        }
+
+    def _plot(self, which: tuple[str, int]) -> Plot:
+        model, place = which
+        return self._plots[model][place]
+
+    def _read(self, which: tuple[str, int]) -> Drawn | None:
+        """What a helper has drawn; None if it ended before."""
+        file = self._folder / f"{self._sent[which]}{FILES}"
+        if not file.exists():
+            return None
+        plot = self._plot(which)
+        return Drawn(plot.name, plot.title, pickle.loads(file.read_bytes()))
 
 
 @contextmanager
@@ -114,9 +134,9 @@ def _start(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def _take(folder: Path, name: str) -> bool:
-    """Whether this process is the first that wants to draw a model."""
+    """Whether this process is the first that wants to draw a plot."""
     try:
-        os.rename(folder / f"{name}{ROWS}", folder / f"{name}{TAKEN}")
+        os.rename(folder / f"{name}{ASKED}", folder / f"{name}{TAKEN}")
     except FileNotFoundError:
         return False
     return True
@@ -127,14 +147,14 @@ def _collect(drawn: int) -> None:
         gc.collect()
 
 
-def draw(model: OfModel) -> list[Drawn]:
-    """All plots of one model."""
+def plots_of(model: OfModel) -> list[Plot]:
+    """All plots of one model, in the order of the report; every process finds the same."""
     rows, declared = model.rows, model.declared
     return [
-        *draw_all(rows, declared),
-        *draw_pareto(rows, declared),
-        *draw_by_calibration(rows, declared),
-        *draw_curves(rows, declared),
+        *plots_of_columns(rows, declared),
+        *pareto_plots(rows, declared),
+        *calibration_plots(rows, declared),
+        *curve_plots(rows, declared),
     ]
 
 
@@ -144,13 +164,18 @@ def _main(folder: Path) -> None:
         warm_up()
         sys.stdin.buffer.read()  # ends when all rows are in the folder
         with set_aside():
-            names = sorted(file.stem for file in folder.glob(f"*{ROWS}"))
+            known: dict[str, list[Plot]] = {}
+            names = sorted(file.stem for file in folder.glob(f"*{ASKED}"))
             for number, name in enumerate(names, 1):
                 if _take(folder, name):
-                    (model,) = models_of(pickle.loads((folder / f"{name}{TAKEN}").read_bytes()))
-                    plots = pickle.dumps(draw(model))
-                    (folder / f"{name}.part").write_bytes(plots)
-                    os.rename(folder / f"{name}.part", folder / f"{name}{PLOTS}")
+                    model, _, place = name.partition("-")
+                    if model not in known:
+                        rows = pickle.loads((folder / f"{model}{ROWS}").read_bytes())
+                        (of_model,) = models_of(rows)
+                        known[model] = plots_of(of_model)
+                    files = pickle.dumps(known[model][int(place)].draw().files)
+                    (folder / f"{name}.part").write_bytes(files)
+                    os.rename(folder / f"{name}.part", folder / f"{name}{FILES}")
                     _collect(number)
 
 

@@ -113,16 +113,22 @@ def _place(entry: Entry) -> list[str]:
     return [entry[name] or "" for name in ORDER]
 
 
-def metrics_csv(entries: Sequence[Entry]) -> str:
+CSV_COLUMNS = tuple(name for name in COLUMNS if name not in INTERNAL)
+
+
+def csv_lines(entries: Iterable[Entry]) -> list[tuple[Any, ...]]:
+    """What `metrics_csv` writes of entries, whatever becomes of them."""
+    return list(map(itemgetter(*CSV_COLUMNS), entries))
+
+
+def metrics_csv(lines: Sequence[tuple[Any, ...]]) -> str:
     """All metrics of all records as CSV, one per line, without configurations."""
-    names = [name for name in COLUMNS if name not in INTERNAL]
-    counts = float if any(each["n"] is None for each in entries) else int  # as pandas has them
+    place = CSV_COLUMNS.index("n")
+    counts = float if any(line[place] is None for line in lines) else int  # as pandas has them
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(names)
-    rest = itemgetter(*names)
-    place = names.index("n")
-    for line in map(rest, entries):
+    writer.writerow(CSV_COLUMNS)
+    for line in lines:
         number = line[place]
         kept = number if number is None else counts(number)
         writer.writerow((*line[:place], kept, *line[place + 1 :]))
@@ -204,7 +210,7 @@ def _text(record: Record) -> str | None:
         return None
     said = _section(record, "calib")
     found = {key: value for key, value in said.items() if key not in NO_TEXT_OF_ITS_OWN}
-    return json.dumps(found | _file_of_text(record), sort_keys=True)
+    return _sorted_json(found | _file_of_text(record))
 
 
 def _text_size(record: Record) -> str | None:
@@ -332,12 +338,15 @@ def cell_config(record: Record) -> str:
     if isinstance(parts.get("calib"), dict):
         parts["calib"] = {key: value for key, value in parts["calib"].items() if key != "seed"}
         parts["calib"] |= _file_of_text(record)
-    return json.dumps(parts, sort_keys=True, default=str)
+    return _sorted_json(parts)
 
 
 def recipe(record: Record) -> str:
     """The configuration of a cell without seeds and calibration text, as JSON."""
-    return json.dumps(_parts(record), sort_keys=True, default=str)
+    return _sorted_json(_parts(record))
+
+
+_sorted_json = json.JSONEncoder(sort_keys=True, default=str).encode  # one for all records
 
 
 def _parts(record: Record, *more: str) -> dict[str, Any]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from harness.report.columns import Shown, SuiteTable
 from harness.report.leading import leading_methods
 from harness.report.pareto import Axis, cost_axes, dominators, quality_axis, quality_columns
-from harness.report.plot_style import add_legend, own_style, panels_in, save
+from harness.report.plot_style import add_legend, panels_in
 from harness.report.plots import (
     OTHERS,
     REFERENCE,
-    Drawn,
+    Plot,
     colour_of,
     kind_name,
     kind_of,
@@ -35,7 +36,7 @@ FULL_MARKER, GREY = "*", "#777777"
 A_LINE = 3  # panels; so many qualities are drawn at most
 
 
-def draw_pareto(rows: list[Row], declared: Mapping[str, SuiteTable]) -> list[Drawn]:
+def pareto_plots(rows: list[Row], declared: Mapping[str, SuiteTable]) -> list[Plot]:
     """The plot of one model's rows; empty where no cost and figure have two rows in common."""
     costs, qualities = chosen_axes(rows, declared)
     # Six panels stand in lines of three: a line for every cost, or for every quality.
@@ -43,10 +44,7 @@ def draw_pareto(rows: list[Row], declared: Mapping[str, SuiteTable]) -> list[Dra
     if len(costs) == A_LINE:
         pairs = [(cost, quality) for quality in qualities for cost in costs]
     pairs = [pair for pair in pairs if len(dominators(rows, *pair)) > 1]
-    if not pairs:
-        return []
-    with own_style():
-        return [Drawn(NAME, TITLE, save(pareto_figure(rows, pairs, declared)))]
+    return [Plot(NAME, TITLE, partial(pareto_figure, rows, pairs, declared))] if pairs else []
 
 
 def chosen_axes(

@@ -7,7 +7,6 @@ import itertools
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from harness.report.plot_fonts import font_families, kept_subsets
@@ -55,13 +54,11 @@ def panels_in(count: int, figure_height: float) -> tuple[Figure, list[Axes]]:
 
     figure_height  inches for what stands around the panels.
     """
-    from matplotlib.figure import Figure
-
     columns = count if count < 4 else 2 if count == 4 else 3
     lines = -(-count // columns)
     width, height = PANELS[columns]
     size = (width * columns, height * lines + figure_height)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = new_figure(*size)
     grid = figure.add_gridspec(lines, 2 * columns)
     panels = []
     for number in range(count):
@@ -70,6 +67,17 @@ def panels_in(count: int, figure_height: float) -> tuple[Figure, list[Axes]]:
         start = 2 * place + lacking
         panels.append(figure.add_subplot(grid[line, start : start + 2]))
     return figure, panels
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure in inches, for `save`."""
+    from matplotlib.figure import Figure
+
+    from harness.report.plot_record import RecordingCanvas
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    RecordingCanvas(figure)
+    return figure
 
 
 def error_handle() -> Line2D:
@@ -95,11 +103,12 @@ def add_legend(figure: Figure, handles: Sequence[Any]) -> None:
     columns = len(handles)
     while True:
         legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns)
-        if columns == 1 or legend.get_window_extent().width <= room:
+        size = legend.get_window_extent()
+        if columns == 1 or size.width <= room:
             break
         columns = min(columns - 1, _most_columns(legend, room, figure.dpi))
         legend.remove()
-    figure.set_figheight(figure.get_figheight() + legend.get_window_extent().height / figure.dpi)
+    figure.set_figheight(figure.get_figheight() + size.height / figure.dpi)
 
 
 def _most_columns(legend: Legend, room: float, dpi: float) -> int:
@@ -158,28 +167,21 @@ def warm_up() -> None:
 
 
 def save(figure: Figure) -> dict[str, bytes]:
-    """PDF, PNG and SVG bytes without dates or version numbers."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """PDF, PNG and SVG bytes of a `new_figure`, without dates or version numbers."""
+    from harness.report.plot_axis import few_artists
+    from harness.report.plot_record import recorded
 
-    FigureCanvasAgg(figure)
+    for panel in figure.axes:
+        few_artists(panel)
     engine = figure.get_layout_engine()
     assert engine is not None
     engine.execute(figure)
     figure.set_layout_engine(None)  # laid out once; "none" would draw twice for every format
-    _fix_ticks(figure)
+    drawn = recorded(figure, DPI)
     saved = {}
     for kind, metadata in NO_METADATA.items():
         buffer = io.BytesIO()
         with kept_subsets():
-            figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
+            drawn.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
         saved[kind] = buffer.getvalue()
     return saved
-
-
-def _fix_ticks(figure: Figure) -> None:
-    """Keep the ticks of the layout, which matplotlib would find again six times a format."""
-    for panel in figure.axes:
-        for each in (panel.xaxis, panel.yaxis):
-            axis: Any = each
-            if hasattr(axis, "_update_ticks"):  # no part of matplotlib's interface
-                axis._update_ticks = partial(list, axis._update_ticks())

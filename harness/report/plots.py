@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.report.assemble import columns_in_order
-from harness.report.columns import AgainstBits, ByRow, SuiteTable
-from harness.report.leading import MOST_ROWS, leading_methods, leading_rows, some_of
+from harness.report.columns import AgainstBits, ByRow
 from harness.report.plot_style import (
     add_legend,
     error_handle,
     logarithmic,
+    new_figure,
     own_style,
     panels_in,
     save,
@@ -51,29 +50,18 @@ class Drawn:
     files: dict[str, bytes]
 
 
-def draw_all(rows: list[Row], declared: Mapping[str, SuiteTable]) -> list[Drawn]:
-    """All plots of the columns for which the rows of one model have figures."""
-    wanted: dict[AgainstBits | ByRow, dict[FigureKey, str]] = {}
-    for each in columns_in_order(rows, declared):
-        if each.declared.plot is not None:
-            wanted.setdefault(each.declared.plot, {})[each.key] = each.declared.named
-    drawn = []
-    methods = leading_methods(rows, declared)
-    with own_style():
-        for plot, names in wanted.items():
-            figure: Figure | None = None
-            if isinstance(plot, ByRow):
-                measured = [row for row, *_ in _measured(rows, list(names), plot)]
-                if measured:
-                    shown = leading_rows(rows, declared, MOST_ROWS, measured)
-                    said = some_of(len(shown), len(measured), "rows")
-                    figure = by_row_figure(shown, list(names), plot, said)
-            else:
-                names = {key: name for key, name in names.items() if _against_bits(rows, key)}
-                figure = bits_figure(methods, names, plot, rows) if names else None
-            if figure is not None:
-                drawn.append(Drawn(plot.name, plot.title, save(figure)))
-    return drawn
+@dataclass(frozen=True)
+class Plot:
+    """A plot that is known, not yet drawn."""
+
+    name: str
+    title: str
+    figure: Callable[[], Figure]
+
+    def draw(self) -> Drawn:
+        """Draw it, which takes long."""
+        with own_style():
+            return Drawn(self.name, self.title, save(self.figure()))
 
 
 def bits_figure(
@@ -286,11 +274,11 @@ def by_row_figure(
 
     said  after the name of the model, which rows these are.
     """
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import FixedFormatter, FixedLocator
 
-    lines = _measured(rows, keys, plot)
-    figure = Figure(figsize=(6.4, 0.27 * len(lines) + 1.5), layout="constrained")
+    lines = measured_rows(rows, keys, plot)
+    figure = new_figure(6.4, 0.27 * len(lines) + 1.5)
     panel = figure.subplots()
     for height, (row, found, beside) in enumerate(reversed(lines)):
         colour = REFERENCE if row.full_precision else colour_of(row.name, rows)
@@ -299,8 +287,9 @@ def by_row_figure(
         panel.plot([found.value], [height], "o", color=colour)
         if beside is not None:
             panel.plot([beside.value], [height], "o", color=REFERENCE, markerfacecolor="white")
-    panel.set_yticks(range(len(lines)))
-    panel.set_yticklabels([f"{row.name}  {row.scheme_label}" for row, *_ in reversed(lines)])
+    names = [f"{row.name}  {row.scheme_label}" for row, *_ in reversed(lines)]
+    panel.yaxis.set_major_locator(FixedLocator(range(len(lines))))
+    panel.yaxis.set_major_formatter(FixedFormatter(names))
     panel.set_xlim(left=0)
     panel.set_ylim(-0.6, len(lines) - 0.4)  # no marker cut by the axis
     panel.grid(visible=False, axis="y")
@@ -320,7 +309,7 @@ def by_row_figure(
     return figure
 
 
-def _measured(
+def measured_rows(
     rows: list[Row], keys: Sequence[FigureKey], plot: ByRow
 ) -> list[tuple[Row, Measured, Measured | None]]:
     """(row, its figure, its second metric) of all rows with the figure."""
@@ -333,7 +322,7 @@ def _measured(
     return measured
 
 
-def _against_bits(rows: list[Row], key: FigureKey) -> bool:
+def against_bits(rows: list[Row], key: FigureKey) -> bool:
     """Whether any quantized row has the figure; full precision alone is not plotted."""
     return any(
         key in row.figures and row.bits_per_weight and not row.full_precision for row in rows

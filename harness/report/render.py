@@ -7,12 +7,12 @@ import io
 import re
 from typing import TYPE_CHECKING
 
+from harness.report.screen_panel import Panel, ScreenColumn
 from harness.report.table import Cell, Column, Table, fit_columns, on_screen
 from harness.streams import shown
 
 if TYPE_CHECKING:
     from rich.console import Group
-    from rich.text import Text
 
 SCREEN_WIDTH = 100
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -38,52 +38,28 @@ def to_rich(table: Table, width: int = SCREEN_WIDTH, causes: bool = True) -> Gro
     from rich.text import Text
 
     table = on_screen(table, causes)
-    widths = [_width(table, index) + 2 for index in range(len(table.columns))]
-    panels = fit_columns(table.columns, widths, width)
-    parts = [_rich_panel(table, columns) for columns in panels]
+    columns = [_screen_column(table, index) for index in range(len(table.columns))]
+    panels = fit_columns(table.columns, [each.width + 2 for each in columns], width)
+    parts = []
+    for panel in panels:
+        # As a title of the panel, it would be wrapped to the width of a narrow one.
+        title = Text(shown(table.title), style="bold")
+        parts.append(Group(title, Panel([columns[index] for index in panel])))
     notes = [Padding(Text(shown(note), style="dim"), (0, 1)) for note in all_notes(table)]
     return Group(*parts, *notes)
 
 
-def _rich_panel(table: Table, columns: list[int]) -> Group:
-    from rich import box
-    from rich.console import Group
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    panel = RichTable(
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    for index in columns:
-        column = table.columns[index]
-        header = Text(shown("\n".join(_header_lines(column))))
-        panel.add_column(header, justify="right" if column.numeric else "left", no_wrap=True)
-    for row in table.rows:
-        panel.add_row(*(_rich_cell(row[index]) for index in columns))
-    # As a title of the panel, it would be wrapped to the width of a narrow one.
-    return Group(Text(shown(table.title), style="bold"), panel)
-
-
-def _rich_cell(cell: Cell) -> Text:
-    from rich.text import Text
-
-    style = "bold" if cell.best else ("red" if cell.text == "failed" else "")
-    return Text(_screen_text(cell), style=style)
-
-
-def _screen_text(cell: Cell) -> str:
-    return shown(cell.text + superscript(cell.marks))
+def _screen_column(table: Table, index: int) -> ScreenColumn:
+    column = table.columns[index]
+    head = tuple(shown(line) for line in _header_lines(column))
+    cells = [row[index] for row in table.rows]
+    texts = [shown(each.text + superscript(each.marks)) for each in cells]
+    styles = ["bold" if each.best else "red" * (each.text == "failed") for each in cells]
+    return ScreenColumn(head, texts, styles, column.numeric)
 
 
 def _header_lines(column: Column) -> list[str]:
     return [column.header, *([column.detail] if column.detail else [])]
-
-
-def _width(table: Table, index: int) -> int:
-    bodies = [len(_screen_text(row[index])) for row in table.rows]
-    return max([len(shown(line)) for line in _header_lines(table.columns[index])] + bodies)
 
 
 def to_markdown(table: Table) -> str:

@@ -332,12 +332,33 @@ def _combine(entries: list[dict[str, Any]]) -> Figure:
         kernel=first["kernel"],
         notes=_notes_of_figure(first["notes"] or ""),
         seeds=len(entries),
-        spread=None if alone else statistics.stdev(values),
+        spread=None if alone else deviation(values),
         median=mean("p50"),
         p99=mean("p99"),
         busy=_different([_note(entry["notes"] or "", BUSY) for entry in entries]),
         items=_items_of(entries),
     )
+
+
+def deviation(values: Sequence[float]) -> float:
+    """The standard deviation of a sample: that of statistics.stdev to the last bit, but quickly.
+
+    NaN if a value is not finite. With integers z = 2^k x, where
+    n (n - 1) 4^k s^2 = n sum(z^2) - sum(z)^2, it is exact until the root is rounded.
+    """
+    if not all(map(math.isfinite, values)):
+        return math.nan
+    ratios = [float(each).as_integer_ratio() for each in values]
+    unit = max(below for _, below in ratios)  # all of these are powers of two
+    whole = [above * (unit // below) for above, below in ratios]
+    count = len(values)
+    square = count * sum(each * each for each in whole) - sum(whole) ** 2
+    parts = count * (count - 1) * unit * unit
+    shift = max(0, 130 - square.bit_length() + parts.bit_length())
+    shift += shift % 2
+    root = math.isqrt((square << shift) // parts)  # of 65 bits at least, or 0
+    inexact = root * root * parts != square << shift  # rounds as a bit below the last would
+    return (2 * root + inexact) / (1 << shift // 2 + 1)
 
 
 def _mean_error(entries: list[dict[str, Any]]) -> float | None:

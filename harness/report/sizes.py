@@ -8,19 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from harness.report.assemble import columns_in_order
 from harness.report.columns import AgainstBits, SuiteTable
-from harness.report.plot_style import (
-    add_legend,
-    error_handle,
-    logarithmic,
-    own_style,
-    panels_in,
-    save,
-)
-from harness.report.plots import DASHES, MARKERS, REFERENCE, Drawn, colour_of
+from harness.report.plot_style import add_legend, error_handle, logarithmic, panels_in
+from harness.report.plots import DASHES, MARKERS, REFERENCE, Plot, colour_of
 from harness.report.published import published_value
 from harness.report.rows import FigureKey, Row
 
@@ -32,7 +26,7 @@ SUFFIX = "by_size"
 AXIS = "parameters of the model"
 
 
-def draw_by_size(rows: Sequence[Row], declared: Mapping[str, SuiteTable]) -> list[Drawn]:
+def size_plots(rows: Sequence[Row], declared: Mapping[str, SuiteTable]) -> list[Plot]:
     """The plots against size, of all models' rows; empty unless two sizes have a figure."""
     rows = [row for row in rows if row.parameters]
     wanted: dict[AgainstBits, dict[FigureKey, str]] = {}
@@ -41,14 +35,14 @@ def draw_by_size(rows: Sequence[Row], declared: Mapping[str, SuiteTable]) -> lis
         sizes = {row.parameters for row in rows if key in row.figures}
         if isinstance(plot, AgainstBits) and len(sizes) > 1:
             wanted.setdefault(plot, {})[key] = each.declared.named
-    drawn = []
-    with own_style():
-        for plot, names in wanted.items():
-            about = plot.title.partition(" against ")[0]
-            title = f"{about} against the size of the model"
-            figure = size_figure(rows, names, plot)
-            drawn.append(Drawn(f"{plot.name}_{SUFFIX}", title, save(figure)))
-    return drawn
+    return [
+        Plot(
+            f"{plot.name}_{SUFFIX}",
+            f"{plot.title.partition(' against ')[0]} against the size of the model",
+            partial(size_figure, rows, names, plot),
+        )
+        for plot, names in wanted.items()
+    ]
 
 
 def size_figure(rows: Sequence[Row], names: Mapping[FigureKey, str], plot: AgainstBits) -> Figure:

@@ -82,6 +82,8 @@ def on_screen(table: Table, causes: bool = True) -> Table:
 
 
 def _renumbered(cell: Cell, used: list[int]) -> Cell:
+    if not cell.marks:
+        return cell
     return replace(cell, marks=tuple(used.index(mark) + 1 for mark in cell.marks if mark in used))
 
 

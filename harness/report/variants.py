@@ -17,11 +17,17 @@ _DEVICES = re.compile(r"(?:^|; )devices: (\d+)(?:;|$)")  # in the notes of a tim
 def name_entries(entries: list[dict[str, Any]]) -> None:
     """Set "label", "options", "variant", "recipe_label" and "row" (see row_key) of entries."""
     _complete_names(entries)
-    _name_variants(entries)
-    _name_places(entries)
-    _name_recipes(entries)
+    alike: dict[tuple[Any, ...], list[dict[str, Any]]] = {}  # those of a record are, and of a cell
     for entry in entries:
-        entry["row"] = row_key(entry)
+        alike.setdefault(_named_by(entry), []).append(entry)
+    firsts = [those[0] for those in alike.values()]
+    _name_variants(firsts)
+    _name_recipes(firsts)
+    for first, those in zip(firsts, alike.values(), strict=True):
+        variant, label, row = first["variant"], first["recipe_label"], row_key(first)
+        for entry in those:
+            entry["variant"], entry["recipe_label"], entry["row"] = variant, label, row
+    _name_places(entries)
 
 
 def row_key(entry: dict[str, Any]) -> tuple[str, ...]:
@@ -29,6 +35,10 @@ def row_key(entry: dict[str, Any]) -> tuple[str, ...]:
     return tuple([name or "" for name in _names_of(entry)])  # a list is quicker than a generator
 
 
+# All that names an entry, but for the devices of a timing.
+_named_by = itemgetter(
+    "model", "method", "options", "scheme", "calibration", "label", "cell_config", "recipe"
+)
 _names_of = itemgetter("model", "method", "variant", "scheme", "calibration")
 
 
@@ -63,8 +73,8 @@ def _name_places(entries: list[dict[str, Any]]) -> None:
     """Tell apart what a suite measured of one cell on one device and over several."""
     counts: dict[str, str] = {}  # devices, by the key of the record
     for entry in entries:
-        found = _DEVICES.search(entry["notes"] or "")
-        if found:
+        notes = entry["notes"]
+        if notes and "devices: " in notes and (found := _DEVICES.search(notes)):
             counts[entry["key"]] = found[1]
     if not counts:
         return
@@ -77,6 +87,7 @@ def _name_places(entries: list[dict[str, Any]]) -> None:
         stage, count = (*row_key(entry), entry["seed"], entry["suite"]), counts.get(entry["key"])
         if count and stage in told:
             entry["variant"] = ", ".join(filter(None, (entry["variant"], f"over {count} devices")))
+            entry["row"] = row_key(entry)
 
 
 def _name_recipes(entries: list[dict[str, Any]]) -> None:

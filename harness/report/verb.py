@@ -18,7 +18,7 @@ from harness.records.store import (
     cell_name,
     require_place,
     scan_records,
-    write_atomically,
+    write_each,
 )
 from harness.report.collection import uncollected
 from harness.report.held import ALL, JOINED
@@ -68,8 +68,7 @@ def report(request: Request) -> int:
     launch.report(records, folder, request.title, suites, own_folder=own, latex=latex)
     if request.interchange:
         files, said = interchange_files(records, suites)
-        for name, data in files.items():
-            write_atomically(folder / name, data)
+        write_each({folder / name: data for name, data in files.items()})
         print(f"interchange: {len(files)} files in {folder / 'interchange'}")
         for sentence in said:
             print(sentence)

@@ -118,12 +118,12 @@ def _packed_bits(scheme: AskedScheme, layers: Mapping[str, tuple[int, int]]) -> 
 
 def _require_room_to_write(cell: ResolvedCell) -> None:
     """Raise MemoryPlanError for a model that writes its own calibration text and does not fit."""
-    from harness.data.generated import BATCH
-    from quant.memory.plan import MemoryPlanError
-
     calib, runtime = cell.choices.calibration, cell.choices.runtime
     if calib is None or not protocols.find(calib.protocol, protocols.CALIBRATION).generates:
         return
+    from harness.data.generated import BATCH  # torch, which no other plan needs
+    from quant.memory.plan import MemoryPlanError
+
     if streams(cell.stored_model, None, runtime, batch=BATCH):
         raise MemoryPlanError(
             f"calib={calib.name}: the model writes its own calibration text, for which it must be "

@@ -1,6 +1,9 @@
 """What a look into the store says of each stage: done, failed before, or to run."""
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -85,3 +88,17 @@ def test_a_model_that_is_not_here_has_everything_before_it(
     plan = PendingPlan(resolve(config))  # type: ignore[arg-type]
     assert plan.todo == [QUANTIZATION, "perplexity", "latency"]
     assert plan.identity.model == "tiny"
+
+
+def test_a_plan_needs_no_torch(tmp_path: Path) -> None:
+    """Importing it takes as long as planning hundreds of cells."""
+    script = (
+        "import sys; from harness import cli;"
+        "status = cli.main(['plan', 'method=gptq', 'scheme=w4', f'paths.results={sys.argv[1]}']);"
+        "sys.exit(f'{status} and torch' if status or 'torch' in sys.modules else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "at most at one time" in done.stdout

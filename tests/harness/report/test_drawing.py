@@ -13,6 +13,7 @@ from harness.report import build_report, drawing, plot_style
 from harness.report.frame import from_records
 from harness.report.plot_fonts import FAMILY, WHOLE, font_families
 from harness.report.plot_style import own_style
+from harness.report.plots import Plot
 from harness.report.rows import read_rows
 from harness.report.tables import models_of
 
@@ -27,6 +28,10 @@ def models(made_up, monkeypatch):
     return models_of(read_rows(from_records(records)).rows)
 
 
+def drawn(model):
+    return [each.draw() for each in drawing.plots_of(model)]
+
+
 def drawn_by(models, records=4):
     with drawing.drawing(len(models), records) as helpers:
         helpers.give(models)
@@ -34,22 +39,21 @@ def drawn_by(models, records=4):
 
 
 def test_the_bytes_do_not_depend_on_who_draws(models, monkeypatch) -> None:
-    whole, here = drawing.draw, []
+    whole, here = Plot.draw, []
 
     def draw(each):
         here.append(each.name)
-        if each.name == "model-3":  # a helper has taken the others meanwhile
-            wait_until(lambda: not list(folders[0].glob(f"*{drawing.ROWS}")))
+        wait_until(lambda: not list(folders[0].glob(f"*{drawing.ASKED}")))
         return whole(each)
 
     folders, start = [], drawing._start
     monkeypatch.setattr(
         drawing, "_start", lambda folder: (folders.append(folder), start(folder))[1]
     )
-    monkeypatch.setattr(drawing, "draw", draw)
+    monkeypatch.setattr(Plot, "draw", draw)
     found = drawn_by(models)
-    assert here == ["model-3"]
-    assert found == {each.name: whole(each) for each in models}
+    assert here == ["perplexity"]  # a helper has taken the others meanwhile
+    assert found == {each.name: [whole(plot) for plot in drawing.plots_of(each)] for each in models}
     assert list(found) == [each.name for each in models]
     assert [plot.name for plot in found["model-3"]] == ["perplexity"]
     assert not folders[0].exists()
@@ -62,8 +66,8 @@ def wait_until(holds, seconds: float = 60.0) -> None:
         time.sleep(0.01)
 
 
-def test_a_model_is_drawn_once(models, monkeypatch, tmp_path) -> None:
-    (tmp_path / f"1{drawing.ROWS}").write_bytes(b"")
+def test_a_plot_is_drawn_once(tmp_path) -> None:
+    (tmp_path / f"1{drawing.ASKED}").write_bytes(b"")
     assert drawing._take(tmp_path, "1")
     assert not drawing._take(tmp_path, "1")
 
@@ -72,8 +76,8 @@ def test_a_model_is_drawn_once(models, monkeypatch, tmp_path) -> None:
 def test_what_another_process_did_not_draw_is_drawn_here(
     models, monkeypatch, caplog, takes
 ) -> None:
-    """It fails at once, or with a model that it has taken."""
-    take = "import os; os.rename('000001.rows', '000001.taken'); " * takes
+    """It fails at once, or with a plot that it has taken."""
+    take = "import os; os.rename('000001-000.asked', '000001-000.taken'); " * takes
     words = [sys.executable, "-c", f"input_ = open(0).read(); {take}raise SystemExit(3)"]
     monkeypatch.setattr(
         drawing,
@@ -153,15 +157,14 @@ def test_a_letter_that_the_small_font_lacks_is_drawn() -> None:
         FigureCanvasAgg(figure).draw()
 
 
-def test_what_formats_and_plots_share_changes_no_byte(made_up, monkeypatch) -> None:
-    """Ticks and subsets of fonts that are kept, against matplotlib's own ways."""
+def test_what_plots_share_changes_no_byte(made_up, monkeypatch) -> None:
+    """Subsets of fonts that are kept, against matplotlib's own way."""
     rows = read_rows(
         from_records(made_up.cell("none", "w16", 5.0) + made_up.cell("rtn", "w4", 9.0))
     )
     (model,) = models_of(rows.rows)
-    kept = [drawing.draw(model) for _ in range(2)]  # the second finds the subsets of the first
-    monkeypatch.setattr(plot_style, "_fix_ticks", lambda figure: None)
+    kept = [drawn(model) for _ in range(2)]  # the second finds the subsets of the first
     monkeypatch.setattr(plot_style, "kept_subsets", nullcontext)
     monkeypatch.setitem(plot_style.STYLE, "axes.titley", None)
-    assert [drawing.draw(model)] * 2 == kept
+    assert [drawn(model)] * 2 == kept
     assert {"pareto", "perplexity", "latency"} <= {each.name for each in kept[0]}

@@ -3,8 +3,8 @@
 import pytest
 
 from harness.records.record import LayerReport
-from harness.report.by_calibration import draw_by_calibration
-from harness.report.curve_plot import curves_figure, draw_curves
+from harness.report.by_calibration import calibration_plots
+from harness.report.curve_plot import curve_plots, curves_figure
 from harness.report.curves import panels_of
 from harness.report.frame import from_records
 from harness.report.leading import (
@@ -122,8 +122,8 @@ def test_curves_show_some_rows_say_so_and_no_two_look_alike(many) -> None:
     lines = figure.axes[0].lines
     looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in lines}
     assert len(lines) == len(looks) == MOST_LINES
-    (drawn,) = draw_curves(rows, declared)
-    assert b"24 of 61 rows" in drawn.files["svg"]
+    (drawn,) = curve_plots(rows, declared)
+    assert b"24 of 61 rows" in drawn.draw().files["svg"]
 
 
 def test_a_plot_by_row_shows_some_rows_and_says_so(made_up) -> None:
@@ -155,6 +155,6 @@ def test_many_recipes_have_some_panels_by_calibration(made_up) -> None:
             made = {**made, "metrics": [], "layers": layers}
             records.append(made_up.record("gptq", "w4", "quantization", **made))
     rows = read_rows(from_records(records)).rows
-    (drawn,) = draw_by_calibration(rows, declared_tables(rows, {}))
-    assert b"embedded: 12 of 15 panels" in drawn.files["svg"]
-    assert b"number 14" in drawn.files["svg"]
+    (drawn,) = calibration_plots(rows, declared_tables(rows, {}))
+    assert b"embedded: 12 of 15 panels" in drawn.draw().files["svg"]
+    assert b"number 14" in drawn.draw().files["svg"]

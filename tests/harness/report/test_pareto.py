@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from harness.records.record import Record
 from harness.report import from_records
 from harness.report.pareto import Axis, cost_axes, dominators, pareto_table, size_table
-from harness.report.pareto_plot import chosen_axes, draw_pareto, pareto_figure
+from harness.report.pareto_plot import chosen_axes, pareto_figure, pareto_plots
 from harness.report.render import to_csv, to_markdown
 from harness.report.rows import Row, read_rows
 from harness.suites.find import declared_tables
@@ -155,7 +155,7 @@ def test_the_legend_names_what_is_drawn() -> None:
 
 def test_the_plot_is_a_function_of_its_rows_and_of_two_at_least() -> None:
     found, declared = tables()
-    (drawn,) = draw_pareto(found, declared)
+    (drawn,) = pareto_plots(found, declared)
     assert drawn.name == "pareto"
-    assert drawn.files == draw_pareto(found, declared)[0].files
-    assert draw_pareto(found[:1], declared) == []
+    assert drawn.draw() == pareto_plots(found, declared)[0].draw()
+    assert pareto_plots(found[:1], declared) == []

@@ -3,11 +3,14 @@
 import json
 import math
 import re
+import statistics
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from harness.report.frame import from_records
-from harness.report.rows import read_rows
+from harness.report.rows import deviation, read_rows
 from harness.report.variants import _difference
 
 KEY = ("perplexity", "embedded_eval", "perplexity")
@@ -160,3 +163,21 @@ def test_mixtures_of_one_name_are_told_apart_in_few_words() -> None:
     said = {_difference(each, many) for each in many}
     assert len(said) == 2
     assert all(re.fullmatch(r"layers=[0-9a-f]{8}", each) for each in said)
+
+
+@given(
+    st.lists(
+        st.floats(allow_nan=False, allow_infinity=False, min_value=-1e150, max_value=1e150),
+        min_size=2,
+        max_size=12,
+    )
+)
+@example([0.1, 0.1, 0.1])
+@example([3.0757, 3.0758, 3.0761])
+@example([1e-320, 5e-324])
+def test_a_deviation_is_the_one_of_statistics(values) -> None:
+    assert deviation(values) == statistics.stdev(values)
+
+
+def test_a_deviation_of_what_overflowed_is_no_number() -> None:
+    assert math.isnan(deviation([1.0, math.inf]))

@@ -4,7 +4,7 @@ import itertools
 
 from harness.report import from_records
 from harness.report.rows import read_rows
-from harness.report.sizes import _short, draw_by_size, size_figure
+from harness.report.sizes import _short, size_figure, size_plots
 from harness.suites.find import declared_tables
 
 SIZES = {"opt-125m": 125e6, "opt-1.3b": 1.3e9, "bloom-560m": 560e6, "bloom-3b": 3e9}
@@ -22,14 +22,14 @@ def rows_of(made_up, models=tuple(SIZES)):
 
 
 def drawn(rows):
-    return draw_by_size(rows, declared_tables(rows, {}))
+    return size_plots(rows, declared_tables(rows, {}))
 
 
 def test_two_sizes_are_drawn_and_one_is_not(made_up) -> None:
     (plot,) = drawn(rows_of(made_up))
     assert plot.name == "perplexity_by_size"
-    assert plot.files.keys() == {"pdf", "png", "svg"}
-    assert plot.files == drawn(rows_of(made_up))[0].files
+    assert plot.draw().files.keys() == {"pdf", "png", "svg"}
+    assert plot.draw() == drawn(rows_of(made_up))[0].draw()
     assert drawn(rows_of(made_up, ["opt-125m"])) == []
 
 

@@ -17,7 +17,10 @@
 //
 // The sums of a unit are one number a row for hi and one for lo: the lanes of 8 rows are merged in a
 // tree, which takes adders and shuffles where the end of each row by itself would take multipliers,
-// which the products need. The zero-point leaves them next: (sum of code * v) - zero * (sum of v).
+// which the products need (fixed_plain.h). Where units are short, words are turned instead
+// (fixed_turned.h): a row to a lane, and nothing is left to merge. Both ways add whole numbers and
+// give the same bits.
+// The zero-point leaves them next: (sum of code * v) - zero * (sum of v).
 // What is rounded is both sums of a unit where they exceed 2^24, that difference once, its product
 // with both scales, and the sums of units, put aside every kFoldBlocks blocks.
 //
@@ -27,7 +30,8 @@
 // set, every (a float in memory for all lanes), load_floats, store_floats, add_floats, mul, fma, fnma,
 // high_halves and low_halves (of even and odd numbers), larger (of |floats|), largest, sum (of all
 // lanes), both (8 floats of hi and 8 of lo); merge_words (lanes of 32 bits of two rows to those of
-// half as many), merge_pairs (the same of 64 bits, of two pairs of rows), merge_quarters.
+// half as many), merge_pairs (the same of 64 bits, of two pairs of rows), merge_quarters; and what
+// fixed_turned.h asks.
 #pragma once
 
 #include <cstring>
@@ -174,24 +178,19 @@ bool fix(const Weight& weight, const float* x, int32_t* out) {
   return true;
 }
 
-// Codes of block B of a chunk, times 2^bit_in_place: of the kWide words at `chunk`.
+// Codes of block B of a chunk, which does not straddle, times 2^bit_in_place: of words of its unit.
 template <int Bits, int B>
-BITSWEEP_INLINE Ints codes_at(const uint32_t* chunk) {
-  if constexpr (straddles(Bits, B)) {
-    return Whole::top_bits(
-        Whole::load(chunk), Whole::load(chunk + kUnitWords), Whole::load(chunk + 2 * kUnitWords));
-  } else {
-    constexpr int shift = shift_before(Bits, B), bit = bit_in_place(Bits, B);
-    Ints word = Whole::load(chunk + unit_of(Bits, B) * kUnitWords);
-    if constexpr (shift > 0) word = Whole::template halves_shift<shift>(word);
-    if constexpr (shift + bit + Bits == 16 && bit == 0) return word;
-    return Whole::halves_and(word, Whole::halves(((1 << Bits) - 1) << bit));
-  }
+BITSWEEP_INLINE Ints codes_in(Ints word) {
+  constexpr int shift = shift_before(Bits, B), bit = bit_in_place(Bits, B);
+  if constexpr (shift > 0) word = Whole::template halves_shift<shift>(word);
+  if constexpr (shift + bit + Bits == 16 && bit == 0) return word;
+  return Whole::halves_and(word, Whole::halves(((1 << Bits) - 1) << bit));
 }
 
-// Scales and zero-points of a tile's rows, one group after the other: of hi, then of lo.
+// Scales and zero-points of the rows of T tiles, one group after the other: of hi, then of lo.
+template <int T>
 struct FixedGrid {
-  Reals scale[kHalves], zero[kHalves];
+  Reals scale[T][kHalves], zero[T][kHalves];
   const Weight& weight;
   int64_t group, left = 0;  // the next group, and blocks until it begins
 
@@ -200,11 +199,15 @@ struct FixedGrid {
 
   BITSWEEP_INLINE void advance(int64_t blocks) {
     if (left <= 0) {
-      const __m256 low = tile_scales(weight.scales, weight.scale_storage, group);
-      const __m256 off = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(
-          _mm_loadl_epi64(reinterpret_cast<const __m128i*>(weight.zeros + group))));
-      Whole::both(_mm256_mul_ps(low, _mm256_set1_ps(65536.0f)), low, scale);
-      Whole::both(off, off, zero);
+      each_of<T>([&](auto index) __attribute__((always_inline)) {
+        constexpr int t = decltype(index)::value;
+        const int64_t at = group + t * weight.groups * kTileRows;
+        const __m256 low = tile_scales(weight.scales, weight.scale_storage, at);
+        const __m256 off = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(
+            _mm_loadl_epi64(reinterpret_cast<const __m128i*>(weight.zeros + at))));
+        Whole::both(_mm256_mul_ps(low, _mm256_set1_ps(65536.0f)), low, scale[t]);
+        Whole::both(off, off, zero[t]);
+      });
       group += kTileRows;
       left = weight.group_blocks;
     }
@@ -212,123 +215,95 @@ struct FixedGrid {
   }
 };
 
-// Sums of codes * v of blocks [B0, B0 + U) of a chunk: hi of a tile's rows, then lo.
+// The unit of a chunk whose words blocks [B0, B0 + U) are the first to use; -1: none.
 template <int Bits, int U, int B0>
-BITSWEEP_INLINE void unit_sums(const uint32_t* chunk, const int32_t* x, Ints (&sums)[kHalves]) {
-  constexpr int R = Whole::kTogether;
-  Ints four[2][2];  // plane; rows 0 to 3 and 4 to 7
-  each_of<2>([&](auto half) __attribute__((always_inline)) {
-    constexpr int first = decltype(half)::value * 4;
-    Ints two[2][2];
-    each_of<4 / R>([&](auto rows) __attribute__((always_inline)) {
-      constexpr int row = decltype(rows)::value * R;
-      Ints high[R], low[R];
-      each_of<kParts>([&](auto p) __attribute__((always_inline)) {
-        constexpr int part = decltype(p)::value;
-        each_of<U>([&](auto index) __attribute__((always_inline)) {
-          constexpr int i = decltype(index)::value;
-          const int32_t* at = x + i * kBlockWords + part * 2 * kWide;
-          const Ints x_high = Whole::load(at), x_low = Whole::load(at + kWide);
-          for (int r = 0; r < R; r++) {
-            const Ints code =
-                codes_at<Bits, B0 + i>(chunk + (first + row + r) * kLanes + part * kWide);
-            const bool begins = part == 0 && i == 0;
-            high[r] = begins ? Whole::pairs(code, x_high) : Whole::add_pairs(high[r], code, x_high);
-            low[r] = begins ? Whole::pairs(code, x_low) : Whole::add_pairs(low[r], code, x_low);
-            // Else GCC adds in another order, for which it has too few registers.
-            asm("" : "+v"(high[r]), "+v"(low[r]));
-          }
-        });
-      });
-      each_of<R / 2>([&](auto index) __attribute__((always_inline)) {
-        constexpr int r = 2 * decltype(index)::value;
-        two[0][(row + r) / 2] = Whole::merge_words(high[r], high[r + 1]);
-        two[1][(row + r) / 2] = Whole::merge_words(low[r], low[r + 1]);
-      });
-    });
-    four[0][first / 4] = Whole::merge_pairs(two[0][0], two[0][1]);
-    four[1][first / 4] = Whole::merge_pairs(two[1][0], two[1][1]);
-  });
-  Whole::merge_quarters(four, sums);
-}
-
-// Bytes of a tile that are fetched ahead of their use.
-constexpr int64_t kAheadBytes = 4096;
-
-// Whose words blocks [B0, B0 + U) are the first to use. The address may lie past the end of the
-// weight; a prefetch does not mind.
-template <int Bits, int U, int B0>
-BITSWEEP_INLINE void fetch_ahead(const uint32_t* chunk) {
+constexpr int new_unit() {
   constexpr int last = B0 + U - 1, unit = unit_of(Bits, straddles(Bits, last) ? last - 1 : last);
-  if constexpr (B0 == 0 || unit_of(Bits, B0 - 1) != unit) {
-    const uint32_t* ahead = chunk + unit * kUnitWords + kAheadBytes / sizeof(uint32_t);
-    for (int row = 0; row < kTileRows; row++) __builtin_prefetch(ahead + row * kLanes);
-  }
+  return B0 == 0 || unit_of(Bits, B0 - 1) != unit ? unit : -1;
 }
 
-template <int Bits, int U>
+// The address may lie past the end of the weight; a prefetch does not mind.
+BITSWEEP_INLINE void fetch_ahead(const uint32_t* unit) {
+  for (int row = 0; row < kTileRows; row++) __builtin_prefetch(unit + row * kLanes);
+}
+
+}  // namespace
+}  // namespace bitsweep
+
+#include "fixed_plain.h"
+#include "fixed_turned.h"
+
+namespace bitsweep {
+namespace {
+
+// The product of as many tiles as Tiles takes, from `tile` on.
+template <int Bits, int U, class Tiles>
 void fixed_tile(const Product& product, int64_t tile) {
-  constexpr int blocks = chunk_blocks(Bits);
+  constexpr int blocks = chunk_blocks(Bits), T = Tiles::kTiles;
   const Weight& weight = product.weight;
   const auto& head = *reinterpret_cast<const FixedHead*>(product.fixed);
   const int32_t* x = product.fixed + kHeadWords;
   const auto* unit_scale = reinterpret_cast<const float*>(x + units_of_row(weight) * unit_words(U));
-  const uint32_t* chunk = weight.tiles + tile * weight.units * kUnitWords;
-  FixedGrid grid(weight, tile);
-  Reals sum[kHalves], total[kHalves];
-  for (int i = 0; i < kHalves; i++) sum[i] = total[i] = Whole::set(0.0f);
-  const auto fold = [&]() __attribute__((always_inline)) {
-    for (int i = 0; i < kHalves; i++) {
-      total[i] = Whole::add_floats(total[i], sum[i]);
-      sum[i] = Whole::set(0.0f);
-    }
+  Tiles tiles(weight, tile);
+  FixedGrid<T> grid(weight, tile);
+  Reals sum[T][kHalves], total[T][kHalves];
+  const auto each = [](auto&& body) __attribute__((always_inline)) {
+    each_of<T * kHalves>([&](auto index) __attribute__((always_inline)) {
+      constexpr int n = decltype(index)::value;
+      body(std::integral_constant<int, n / kHalves>{}, std::integral_constant<int, n % kHalves>{});
+    });
   };
-  alignas(64) uint32_t whole[Bits == 3 ? 3 * kUnitWords : 1];
+  each([&](auto t, auto i) __attribute__((always_inline)) {
+    sum[t][i] = total[t][i] = Whole::set(0.0f);
+  });
+  const auto fold = [&]() __attribute__((always_inline)) {
+    each([&](auto t, auto i) __attribute__((always_inline)) {
+      total[t][i] = Whole::add_floats(total[t][i], sum[t][i]);
+      sum[t][i] = Whole::set(0.0f);
+    });
+  };
   for (int64_t b = 0; b < weight.blocks; b += blocks) {
     const int64_t count = weight.blocks - b;
     if (b % kFoldBlocks == 0) fold();
-    const uint32_t* words = chunk;
-    if constexpr (Bits == 3) {
-      // The last unit of x may be filled up with blocks whose words are left out of the tile.
-      const int64_t filled = (count + U - 1) / U * U;
-      const int64_t held = units_for(Bits, count * kBlock);
-      if (count < blocks && units_for(Bits, filled * kBlock) > held) {
-        std::memset(whole, 0, sizeof whole);
-        std::memcpy(whole, chunk, held * kUnitWords * sizeof(uint32_t));
-        words = whole;
-      }
-    }
+    tiles.begin(count, U);
     each_of<blocks / U>([&](auto index) __attribute__((always_inline)) {
       constexpr int B0 = decltype(index)::value * U;
       if (B0 >= count) return;
-      fetch_ahead<Bits, U, B0>(chunk);
       grid.advance(U);
-      Ints sums[kHalves];
-      unit_sums<Bits, U, B0>(words, x, sums);
+      Ints sums[T][kHalves];
+      tiles.template sums<U, B0>(x, sums);
       const auto* x_sums = reinterpret_cast<const float*>(x + U * kBlockWords);
       const Reals factor = Whole::every(unit_scale++);
-      for (int i = 0; i < kHalves; i++) {
+      each([&](auto t, auto i) __attribute__((always_inline)) {
         const Reals x_sum = Whole::load_floats(x_sums + i * kWide);
-        const Reals value = Whole::fnma(grid.zero[i], x_sum, Whole::floats(sums[i]));
-        sum[i] = Whole::fma(Whole::mul(grid.scale[i], factor), value, sum[i]);
-      }
+        const Reals value = Whole::fnma(grid.zero[t][i], x_sum, Whole::floats(sums[t][i]));
+        sum[t][i] = Whole::fma(Whole::mul(grid.scale[t][i], factor), value, sum[t][i]);
+      });
       x += unit_words(U);
     });
-    chunk += chunk_units(Bits) * kUnitWords;
+    tiles.end();
   }
   fold();
-  alignas(64) float y[2 * kTileRows];
-  for (int i = 0; i < kHalves; i++) Whole::store_floats(y + i * kWide, total[i]);
-  for (int r = 0; r < kTileRows; r++) {
+  alignas(64) float y[T][2 * kTileRows];
+  each([&](auto t, auto i) __attribute__((always_inline)) {
+    Whole::store_floats(y[t] + i * kWide, total[t][i]);
+  });
+  for (int r = 0; r < T * kTileRows; r++) {
     const int64_t n = tile * kTileRows + r;
     if (n >= weight.outputs) break;
-    put_output(product, 0, n, (y[r] + y[kTileRows + r]) * head.factor[0] * head.factor[1]);
+    const float* at = y[r / kTileRows] + r % kTileRows;
+    put_output(product, 0, n, (at[0] + at[kTileRows]) * head.factor[0] * head.factor[1]);
   }
 }
 
 template <int Bits, int U>
 void fixed_tiles(const Product& product, int64_t first, int64_t end) {
-  for (int64_t tile = first; tile < end; tile++) fixed_tile<Bits, U>(product, tile);
+  int64_t tile = first;
+  if constexpr (turns(Bits, U)) {
+    for (; tile + kTilesTogether <= end; tile += kTilesTogether)
+      fixed_tile<Bits, U, TurnedTiles<Bits, Whole>>(product, tile);
+  }
+  for (; tile < end; tile++) fixed_tile<Bits, U, PlainTile<Bits>>(product, tile);
 }
 
 template <int Bits>

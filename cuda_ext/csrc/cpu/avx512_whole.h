@@ -6,7 +6,6 @@
 #include <immintrin.h>
 
 #include <cstdint>
-#include <cstring>
 
 namespace bitsweep {
 namespace {
@@ -77,8 +76,11 @@ struct Whole {
   static void both(__m256 high, __m256 low, F (&out)[1]) {
     out[0] = _mm512_insertf32x8(_mm512_castps256_ps512(high), low, 1);
   }
-  static I merge_words(I a, I b) {
-    return add(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+  static I lower(I a, I b) { return _mm512_unpacklo_epi32(a, b); }
+  static I upper(I a, I b) { return _mm512_unpackhi_epi32(a, b); }
+  template <int upper>
+  static I twice(const int32_t* at) {
+    return _mm512_shuffle_epi32(load(at), upper ? _MM_PERM_DDCC : _MM_PERM_BBAA);
   }
   static I merge_pairs(I a, I b) {
     return add(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
@@ -92,38 +94,6 @@ struct Whole {
     out[0] = add(
         _mm512_shuffle_i32x4(eight[0], eight[1], 0x88),
         _mm512_shuffle_i32x4(eight[0], eight[1], 0xdd));
-  }
-
-  // For fixed_turned.h: two words of all 8 rows to a vector, those of a row side by side.
-  static I spread(const int32_t* at) {
-    int64_t two;
-    std::memcpy(&two, at, sizeof two);
-    return _mm512_set1_epi64(two);
-  }
-  static void turn(const uint32_t* unit, I* out) {
-    I pair[8];  // the first two of every four words of rows 2i and 2i + 1; then the other two
-    for (int i = 0; i < 4; i++) {
-      const I even = load(unit + 2 * i * 16), odd = load(unit + (2 * i + 1) * 16);
-      pair[i] = _mm512_unpacklo_epi64(even, odd);
-      pair[4 + i] = _mm512_unpackhi_epi64(even, odd);
-    }
-    for (int i = 0; i < 2; i++) {  // quarters change places
-      const I* from = pair + 4 * i;
-      const I a = _mm512_shuffle_i32x4(from[0], from[1], 0x44);
-      const I b = _mm512_shuffle_i32x4(from[0], from[1], 0xee);
-      const I c = _mm512_shuffle_i32x4(from[2], from[3], 0x44);
-      const I d = _mm512_shuffle_i32x4(from[2], from[3], 0xee);
-      out[i] = _mm512_shuffle_i32x4(a, c, 0x88);
-      out[i + 2] = _mm512_shuffle_i32x4(a, c, 0xdd);
-      out[i + 4] = _mm512_shuffle_i32x4(b, d, 0x88);
-      out[i + 6] = _mm512_shuffle_i32x4(b, d, 0xdd);
-    }
-  }
-  static void merge(I high, I low, I (&out)[1]) {
-    const I even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    const I odd = add(even, _mm512_set1_epi32(1));
-    out[0] = add(
-        _mm512_permutex2var_epi32(high, even, low), _mm512_permutex2var_epi32(high, odd, low));
   }
 };
 

@@ -17,9 +17,9 @@ BITSWEEP_INLINE Ints codes_at(const uint32_t* chunk) {
 }
 
 // Sums of codes * v of blocks [B0, B0 + U) of a chunk: hi of a tile's rows, then lo.
-template <int Bits, int U, int B0>
+template <int Bits, int U, int B0, class Isa>
 BITSWEEP_INLINE void unit_sums(const uint32_t* chunk, const int32_t* x, Ints (&sums)[kHalves]) {
-  constexpr int R = Whole::kTogether;
+  constexpr int R = Isa::kTogether;
   Ints four[2][2];  // plane; rows 0 to 3 and 4 to 7
   each_of<2>([&](auto half) __attribute__((always_inline)) {
     constexpr int first = decltype(half)::value * 4;
@@ -32,13 +32,13 @@ BITSWEEP_INLINE void unit_sums(const uint32_t* chunk, const int32_t* x, Ints (&s
         each_of<U>([&](auto index) __attribute__((always_inline)) {
           constexpr int i = decltype(index)::value;
           const int32_t* at = x + i * kBlockWords + part * 2 * kWide;
-          const Ints x_high = Whole::load(at), x_low = Whole::load(at + kWide);
+          const Ints x_high = Isa::load(at), x_low = Isa::load(at + kWide);
           for (int r = 0; r < R; r++) {
             const Ints code =
                 codes_at<Bits, B0 + i>(chunk + (first + row + r) * kLanes + part * kWide);
             const bool begins = part == 0 && i == 0;
-            high[r] = begins ? Whole::pairs(code, x_high) : Whole::add_pairs(high[r], code, x_high);
-            low[r] = begins ? Whole::pairs(code, x_low) : Whole::add_pairs(low[r], code, x_low);
+            high[r] = begins ? Isa::pairs(code, x_high) : Isa::add_pairs(high[r], code, x_high);
+            low[r] = begins ? Isa::pairs(code, x_low) : Isa::add_pairs(low[r], code, x_low);
             // Else GCC adds in another order, for which it has too few registers.
             asm("" : "+v"(high[r]), "+v"(low[r]));
           }
@@ -46,21 +46,21 @@ BITSWEEP_INLINE void unit_sums(const uint32_t* chunk, const int32_t* x, Ints (&s
       });
       each_of<R / 2>([&](auto index) __attribute__((always_inline)) {
         constexpr int r = 2 * decltype(index)::value;
-        two[0][(row + r) / 2] = Whole::merge_words(high[r], high[r + 1]);
-        two[1][(row + r) / 2] = Whole::merge_words(low[r], low[r + 1]);
+        two[0][(row + r) / 2] = Isa::merge_words(high[r], high[r + 1]);
+        two[1][(row + r) / 2] = Isa::merge_words(low[r], low[r + 1]);
       });
     });
-    four[0][first / 4] = Whole::merge_pairs(two[0][0], two[0][1]);
-    four[1][first / 4] = Whole::merge_pairs(two[1][0], two[1][1]);
+    four[0][first / 4] = Isa::merge_pairs(two[0][0], two[0][1]);
+    four[1][first / 4] = Isa::merge_pairs(two[1][0], two[1][1]);
   });
-  Whole::merge_quarters(four, sums);
+  Isa::merge_quarters(four, sums);
 }
 
 // Words of a tile that are fetched ahead of their use: 4 KiB.
 constexpr int64_t kAheadWords = 1024;
 
 // Sums of units of one tile, from its words as they lie.
-template <int Bits>
+template <int Bits, class Isa>
 struct PlainTile {
   static constexpr int kTiles = 1;
   alignas(64) uint32_t whole[Bits == 3 ? 3 * kUnitWords : 1];
@@ -88,7 +88,7 @@ struct PlainTile {
   BITSWEEP_INLINE void sums(const int32_t* x, Ints (&out)[1][kHalves]) {
     constexpr int unit = new_unit<Bits, U, B0>();
     if constexpr (unit >= 0) fetch_ahead(chunk + unit * kUnitWords + kAheadWords);
-    unit_sums<Bits, U, B0>(words, x, out[0]);
+    unit_sums<Bits, U, B0, Isa>(words, x, out[0]);
   }
 
   BITSWEEP_INLINE void end() { chunk += chunk_units(Bits) * kUnitWords; }

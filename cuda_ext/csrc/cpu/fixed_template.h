@@ -231,7 +231,7 @@ BITSWEEP_INLINE void fetch_ahead(const uint32_t* unit) {
 }  // namespace bitsweep
 
 #include "fixed_plain.h"
-#include "fixed_turned.h"
+#include "fixed_paired.h"
 
 namespace bitsweep {
 namespace {
@@ -298,12 +298,8 @@ void fixed_tile(const Product& product, int64_t tile) {
 
 template <int Bits, int U>
 void fixed_tiles(const Product& product, int64_t first, int64_t end) {
-  int64_t tile = first;
-  if constexpr (turns(Bits, U)) {
-    for (; tile + kTilesTogether <= end; tile += kTilesTogether)
-      fixed_tile<Bits, U, TurnedTiles<Bits, Whole>>(product, tile);
-  }
-  for (; tile < end; tile++) fixed_tile<Bits, U, PlainTile<Bits>>(product, tile);
+  using Tile = std::conditional_t<kParts == 1, PairedTile<Bits, Whole>, PlainTile<Bits, Whole>>;
+  for (int64_t tile = first; tile < end; tile++) fixed_tile<Bits, U, Tile>(product, tile);
 }
 
 template <int Bits>

@@ -13,9 +13,6 @@ namespace bitsweep {
 // Blocks of 32 inputs after which a running sum is put aside; a multiple of every chunk.
 constexpr int64_t kFoldBlocks = 64;
 
-// Tiles that the product of one row of x may take side by side: shares of work are best multiples.
-constexpr int kTilesTogether = 4;
-
 // A cache line more than a row holds: rows of 4 KiB, or a multiple, would else all fall into the
 // same sets of the first-level cache.
 constexpr int64_t x_stride_of(int64_t blocks) { return blocks * kBlock + kLanes; }

@@ -196,8 +196,8 @@ class Run {
   template <class Body, class Last>
   void stage(int64_t index, int64_t items, Body body, Last last) {
     Stage& stage = stages_[index];
-    const int64_t share = items / (4 * threads_), whole = share / kTilesTogether * kTilesTogether;
-    const int64_t grain = whole > 0 ? whole : share > 1 ? share : 1;
+    const int64_t share = items / (4 * threads_);
+    const int64_t grain = share > 1 ? share : 1;
     for (;;) {
       const int64_t first = stage.next.fetch_add(grain, std::memory_order_relaxed);
       if (first >= items) break;

@@ -1,6 +1,6 @@
-// Sums of units for fixed_template.h, which includes this, from words of two rows in turn: the first
-// step of the merging of lanes is taken by the words, once for all blocks that they hold, and no
-// longer by the sums of every unit. The fewer its bits, the more blocks share it.
+// Sums of units for fixed_template.h, which includes this, from words of two rows in turn: the words
+// take the first step of merging lanes, once for all blocks that they hold, and not the sums of
+// every unit. The fewer the bits, the more blocks share it.
 //
 // Isa is Whole; besides, it has: lower and upper (of every four words of two rows the first two, or
 // the other two, row by row), twice<upper> (the same of one row in memory with itself).
@@ -13,7 +13,6 @@ constexpr int kPairs = kTileRows / 2;  // of rows
 
 template <int Bits, class Isa>
 struct PairedTile {
-  static constexpr int kTiles = 1;
   using Words = Ints[2][kPairs];  // lower, upper
   Words words;                    // of the last unit that was taken
   Words kept[2];                  // 3 bits: of the two units before the third of a chunk
@@ -28,7 +27,7 @@ struct PairedTile {
   template <int unit>
   BITSWEEP_INLINE void take() {
     const uint32_t* from = chunk + unit * kUnitWords;
-    fetch_ahead(from + kAheadWords);
+    fetch_ahead(from);
     each_of<kPairs>([&](auto pair) __attribute__((always_inline)) {
       const Ints one = Isa::load(from + 2 * pair * kLanes);
       const Ints other = Isa::load(from + (2 * pair + 1) * kLanes);
@@ -67,7 +66,7 @@ struct PairedTile {
   }
 
   template <int U, int B0>
-  BITSWEEP_INLINE void sums(const int32_t* x, Ints (&out)[1][kHalves]) {
+  BITSWEEP_INLINE void sums(const int32_t* x, Ints (&out)[kHalves]) {
     Ints two[2][kPairs];  // plane; pairs of rows
     each_of<U>([&](auto i) __attribute__((always_inline)) {
       constexpr int B = B0 + decltype(i)::value;
@@ -91,7 +90,7 @@ struct PairedTile {
       four[plane][0] = Isa::merge_pairs(two[plane][0], two[plane][1]);
       four[plane][1] = Isa::merge_pairs(two[plane][2], two[plane][3]);
     });
-    Isa::merge_quarters(four, out[0]);
+    Isa::merge_quarters(four, out);
   }
 
   BITSWEEP_INLINE void end() {

@@ -1,5 +1,8 @@
 // Sums of units for fixed_template.h, which includes this, from the words of a tile as they lie: a
 // lane has a word of one row, and the lanes of 8 rows are merged at the end of every unit.
+//
+// Isa is Whole; besides, it has: kTogether (rows whose sums registers have room for, 2 or 4),
+// merge_words (lanes of 32 bits of two rows to those of half as many).
 #pragma once
 
 namespace bitsweep {
@@ -56,13 +59,9 @@ BITSWEEP_INLINE void unit_sums(const uint32_t* chunk, const int32_t* x, Ints (&s
   Isa::merge_quarters(four, sums);
 }
 
-// Words of a tile that are fetched ahead of their use: 4 KiB.
-constexpr int64_t kAheadWords = 1024;
-
 // Sums of units of one tile, from its words as they lie.
 template <int Bits, class Isa>
 struct PlainTile {
-  static constexpr int kTiles = 1;
   alignas(64) uint32_t whole[Bits == 3 ? 3 * kUnitWords : 1];
   const uint32_t *chunk, *words;
 
@@ -85,10 +84,10 @@ struct PlainTile {
   }
 
   template <int U, int B0>
-  BITSWEEP_INLINE void sums(const int32_t* x, Ints (&out)[1][kHalves]) {
+  BITSWEEP_INLINE void sums(const int32_t* x, Ints (&out)[kHalves]) {
     constexpr int unit = new_unit<Bits, U, B0>();
-    if constexpr (unit >= 0) fetch_ahead(chunk + unit * kUnitWords + kAheadWords);
-    unit_sums<Bits, U, B0, Isa>(words, x, out[0]);
+    if constexpr (unit >= 0) fetch_ahead(chunk + unit * kUnitWords);
+    unit_sums<Bits, U, B0, Isa>(words, x, out);
   }
 
   BITSWEEP_INLINE void end() { chunk += chunk_units(Bits) * kUnitWords; }

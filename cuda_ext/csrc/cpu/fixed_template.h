@@ -17,21 +17,19 @@
 //
 // The sums of a unit are one number a row for hi and one for lo: the lanes of 8 rows are merged in a
 // tree, which takes adders and shuffles where the end of each row by itself would take multipliers,
-// which the products need (fixed_plain.h). Where units are short, words are turned instead
-// (fixed_turned.h): a row to a lane, and nothing is left to merge. Both ways add whole numbers and
-// give the same bits.
-// The zero-point leaves them next: (sum of code * v) - zero * (sum of v).
-// What is rounded is both sums of a unit where they exceed 2^24, that difference once, its product
+// which the products need. All of the tree comes at the end of a unit (fixed_plain.h); or, of short
+// units with AVX-512, the words take its first step before the products (fixed_paired.h). Both give
+// the same bits.
+// The zero-point leaves the sums next: (sum of code * v) - zero * (sum of v). What is rounded is both sums of a unit where they exceed 2^24, that difference once, its product
 // with both scales, and the sums of units, put aside every kFoldBlocks blocks.
 //
-// Whole: I, F (vectors of kWide words and floats), kTogether (rows whose sums registers have room
-// for, 2 or 4); zero, load, store, add, halves (one number in all), halves_and,
+// Whole: I, F (vectors of kWide words and floats); zero, load, store, add, halves (one number in all),
+// halves_and,
 // halves_shift<n>, top_bits (of the halves of three vectors, low to high), words_shift (left), pairs (sums of two products of halves), add_pairs (sum + pairs), floats, nearest,
 // set, every (a float in memory for all lanes), load_floats, store_floats, add_floats, mul, fma, fnma,
 // high_halves and low_halves (of even and odd numbers), larger (of |floats|), largest, sum (of all
-// lanes), both (8 floats of hi and 8 of lo); merge_words (lanes of 32 bits of two rows to those of
-// half as many), merge_pairs (the same of 64 bits, of two pairs of rows), merge_quarters; and what
-// fixed_turned.h asks.
+// lanes), both (8 floats of hi and 8 of lo); merge_pairs (lanes of 64 bits of two pairs of rows to
+// those of half as many), merge_quarters; and what one of the two headers asks.
 #pragma once
 
 #include <cstring>
@@ -187,10 +185,9 @@ BITSWEEP_INLINE Ints codes_in(Ints word) {
   return Whole::halves_and(word, Whole::halves(((1 << Bits) - 1) << bit));
 }
 
-// Scales and zero-points of the rows of T tiles, one group after the other: of hi, then of lo.
-template <int T>
+// Scales and zero-points of a tile's rows, one group after the other: of hi, then of lo.
 struct FixedGrid {
-  Reals scale[T][kHalves], zero[T][kHalves];
+  Reals scale[kHalves], zero[kHalves];
   const Weight& weight;
   int64_t group, left = 0;  // the next group, and blocks until it begins
 
@@ -199,15 +196,11 @@ struct FixedGrid {
 
   BITSWEEP_INLINE void advance(int64_t blocks) {
     if (left <= 0) {
-      each_of<T>([&](auto index) __attribute__((always_inline)) {
-        constexpr int t = decltype(index)::value;
-        const int64_t at = group + t * weight.groups * kTileRows;
-        const __m256 low = tile_scales(weight.scales, weight.scale_storage, at);
-        const __m256 off = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(
-            _mm_loadl_epi64(reinterpret_cast<const __m128i*>(weight.zeros + at))));
-        Whole::both(_mm256_mul_ps(low, _mm256_set1_ps(65536.0f)), low, scale[t]);
-        Whole::both(off, off, zero[t]);
-      });
+      const __m256 low = tile_scales(weight.scales, weight.scale_storage, group);
+      const __m256 off = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(
+          _mm_loadl_epi64(reinterpret_cast<const __m128i*>(weight.zeros + group))));
+      Whole::both(_mm256_mul_ps(low, _mm256_set1_ps(65536.0f)), low, scale);
+      Whole::both(off, off, zero);
       group += kTileRows;
       left = weight.group_blocks;
     }
@@ -222,9 +215,12 @@ constexpr int new_unit() {
   return B0 == 0 || unit_of(Bits, B0 - 1) != unit ? unit : -1;
 }
 
-// The address may lie past the end of the weight; a prefetch does not mind.
+// Words of a tile that are fetched ahead of their use: 4 KiB. The address may lie past the end of the
+// weight; a prefetch does not mind.
+constexpr int64_t kAheadWords = 1024;
 BITSWEEP_INLINE void fetch_ahead(const uint32_t* unit) {
-  for (int row = 0; row < kTileRows; row++) __builtin_prefetch(unit + row * kLanes);
+  for (int row = 0; row < kTileRows; row++)
+    __builtin_prefetch(unit + kAheadWords + row * kLanes);
 }
 
 }  // namespace
@@ -236,70 +232,62 @@ BITSWEEP_INLINE void fetch_ahead(const uint32_t* unit) {
 namespace bitsweep {
 namespace {
 
-// The product of as many tiles as Tiles takes, from `tile` on.
-template <int Bits, int U, class Tiles>
+// What pays for units of U blocks: measured, docs/kernels.md.
+template <int Bits, int U>
+using Tile = std::conditional_t<
+    kParts == 1 && U <= 2, PairedTile<Bits, Whole>, PlainTile<Bits, Whole>>;
+
+template <int Bits, int U>
 void fixed_tile(const Product& product, int64_t tile) {
-  constexpr int blocks = chunk_blocks(Bits), T = Tiles::kTiles;
+  constexpr int blocks = chunk_blocks(Bits);
   const Weight& weight = product.weight;
   const auto& head = *reinterpret_cast<const FixedHead*>(product.fixed);
   const int32_t* x = product.fixed + kHeadWords;
   const auto* unit_scale = reinterpret_cast<const float*>(x + units_of_row(weight) * unit_words(U));
-  Tiles tiles(weight, tile);
-  FixedGrid<T> grid(weight, tile);
-  Reals sum[T][kHalves], total[T][kHalves];
-  const auto each = [](auto&& body) __attribute__((always_inline)) {
-    each_of<T * kHalves>([&](auto index) __attribute__((always_inline)) {
-      constexpr int n = decltype(index)::value;
-      body(std::integral_constant<int, n / kHalves>{}, std::integral_constant<int, n % kHalves>{});
-    });
-  };
-  each([&](auto t, auto i) __attribute__((always_inline)) {
-    sum[t][i] = total[t][i] = Whole::set(0.0f);
-  });
+  Tile<Bits, U> words(weight, tile);
+  FixedGrid grid(weight, tile);
+  Reals sum[kHalves], total[kHalves];
+  for (int i = 0; i < kHalves; i++) sum[i] = total[i] = Whole::set(0.0f);
   const auto fold = [&]() __attribute__((always_inline)) {
-    each([&](auto t, auto i) __attribute__((always_inline)) {
-      total[t][i] = Whole::add_floats(total[t][i], sum[t][i]);
-      sum[t][i] = Whole::set(0.0f);
-    });
+    for (int i = 0; i < kHalves; i++) {
+      total[i] = Whole::add_floats(total[i], sum[i]);
+      sum[i] = Whole::set(0.0f);
+    }
   };
   for (int64_t b = 0; b < weight.blocks; b += blocks) {
     const int64_t count = weight.blocks - b;
     if (b % kFoldBlocks == 0) fold();
-    tiles.begin(count, U);
+    words.begin(count, U);
     each_of<blocks / U>([&](auto index) __attribute__((always_inline)) {
       constexpr int B0 = decltype(index)::value * U;
       if (B0 >= count) return;
       grid.advance(U);
-      Ints sums[T][kHalves];
-      tiles.template sums<U, B0>(x, sums);
+      Ints sums[kHalves];
+      words.template sums<U, B0>(x, sums);
       const auto* x_sums = reinterpret_cast<const float*>(x + U * kBlockWords);
       const Reals factor = Whole::every(unit_scale++);
-      each([&](auto t, auto i) __attribute__((always_inline)) {
+      for (int i = 0; i < kHalves; i++) {
         const Reals x_sum = Whole::load_floats(x_sums + i * kWide);
-        const Reals value = Whole::fnma(grid.zero[t][i], x_sum, Whole::floats(sums[t][i]));
-        sum[t][i] = Whole::fma(Whole::mul(grid.scale[t][i], factor), value, sum[t][i]);
-      });
+        const Reals value = Whole::fnma(grid.zero[i], x_sum, Whole::floats(sums[i]));
+        sum[i] = Whole::fma(Whole::mul(grid.scale[i], factor), value, sum[i]);
+      }
       x += unit_words(U);
     });
-    tiles.end();
+    words.end();
   }
   fold();
-  alignas(64) float y[T][2 * kTileRows];
-  each([&](auto t, auto i) __attribute__((always_inline)) {
-    Whole::store_floats(y[t] + i * kWide, total[t][i]);
-  });
-  for (int r = 0; r < T * kTileRows; r++) {
+  alignas(64) float y[2 * kTileRows];
+  for (int i = 0; i < kHalves; i++) Whole::store_floats(y + i * kWide, total[i]);
+  for (int r = 0; r < kTileRows; r++) {
     const int64_t n = tile * kTileRows + r;
     if (n >= weight.outputs) break;
-    const float* at = y[r / kTileRows] + r % kTileRows;
-    put_output(product, 0, n, (at[0] + at[kTileRows]) * head.factor[0] * head.factor[1]);
+    put_output(product, 0, n, (y[r] + y[kTileRows + r]) * head.factor[0] * head.factor[1]);
   }
 }
 
 template <int Bits, int U>
 void fixed_tiles(const Product& product, int64_t first, int64_t end) {
-  using Tile = std::conditional_t<kParts == 1, PairedTile<Bits, Whole>, PlainTile<Bits, Whole>>;
-  for (int64_t tile = first; tile < end; tile++) fixed_tile<Bits, U, Tile>(product, tile);
+  for (int64_t tile = first; tile < end; tile++) fixed_tile<Bits, U>(product, tile);
 }
 
 template <int Bits>

@@ -17,17 +17,19 @@
 //
 // The sums of a unit are one number a row for hi and one for lo: the lanes of 8 rows are merged in a
 // tree, which takes adders and shuffles where the end of each row by itself would take multipliers,
-// which the products need. The zero-point leaves them next: (sum of code * v) - zero * (sum of v).
-// What is rounded is both sums of a unit where they exceed 2^24, that difference once, its product
+// which the products need. All of the tree comes at the end of a unit (fixed_plain.h); or, of short
+// units with AVX-512, the words take its first step before the products (fixed_paired.h). Both give
+// the same bits.
+// The zero-point leaves the sums next: (sum of code * v) - zero * (sum of v). What is rounded is both sums of a unit where they exceed 2^24, that difference once, its product
 // with both scales, and the sums of units, put aside every kFoldBlocks blocks.
 //
-// Whole: I, F (vectors of kWide words and floats), kTogether (rows whose sums registers have room
-// for, 2 or 4); zero, load, store, add, halves (one number in all), halves_and,
+// Whole: I, F (vectors of kWide words and floats); zero, load, store, add, halves (one number in all),
+// halves_and,
 // halves_shift<n>, top_bits (of the halves of three vectors, low to high), words_shift (left), pairs (sums of two products of halves), add_pairs (sum + pairs), floats, nearest,
 // set, every (a float in memory for all lanes), load_floats, store_floats, add_floats, mul, fma, fnma,
 // high_halves and low_halves (of even and odd numbers), larger (of |floats|), largest, sum (of all
-// lanes), both (8 floats of hi and 8 of lo); merge_words (lanes of 32 bits of two rows to those of
-// half as many), merge_pairs (the same of 64 bits, of two pairs of rows), merge_quarters.
+// lanes), both (8 floats of hi and 8 of lo); merge_pairs (lanes of 64 bits of two pairs of rows to
+// those of half as many), merge_quarters; and what one of the two headers asks.
 #pragma once
 
 #include <cstring>
@@ -174,19 +176,13 @@ bool fix(const Weight& weight, const float* x, int32_t* out) {
   return true;
 }
 
-// Codes of block B of a chunk, times 2^bit_in_place: of the kWide words at `chunk`.
+// Codes of block B of a chunk, which does not straddle, times 2^bit_in_place: of words of its unit.
 template <int Bits, int B>
-BITSWEEP_INLINE Ints codes_at(const uint32_t* chunk) {
-  if constexpr (straddles(Bits, B)) {
-    return Whole::top_bits(
-        Whole::load(chunk), Whole::load(chunk + kUnitWords), Whole::load(chunk + 2 * kUnitWords));
-  } else {
-    constexpr int shift = shift_before(Bits, B), bit = bit_in_place(Bits, B);
-    Ints word = Whole::load(chunk + unit_of(Bits, B) * kUnitWords);
-    if constexpr (shift > 0) word = Whole::template halves_shift<shift>(word);
-    if constexpr (shift + bit + Bits == 16 && bit == 0) return word;
-    return Whole::halves_and(word, Whole::halves(((1 << Bits) - 1) << bit));
-  }
+BITSWEEP_INLINE Ints codes_in(Ints word) {
+  constexpr int shift = shift_before(Bits, B), bit = bit_in_place(Bits, B);
+  if constexpr (shift > 0) word = Whole::template halves_shift<shift>(word);
+  if constexpr (shift + bit + Bits == 16 && bit == 0) return word;
+  return Whole::halves_and(word, Whole::halves(((1 << Bits) - 1) << bit));
 }
 
 // Scales and zero-points of a tile's rows, one group after the other: of hi, then of lo.
@@ -212,59 +208,34 @@ struct FixedGrid {
   }
 };
 
-// Sums of codes * v of blocks [B0, B0 + U) of a chunk: hi of a tile's rows, then lo.
+// The unit of a chunk whose words blocks [B0, B0 + U) are the first to use; -1: none.
 template <int Bits, int U, int B0>
-BITSWEEP_INLINE void unit_sums(const uint32_t* chunk, const int32_t* x, Ints (&sums)[kHalves]) {
-  constexpr int R = Whole::kTogether;
-  Ints four[2][2];  // plane; rows 0 to 3 and 4 to 7
-  each_of<2>([&](auto half) __attribute__((always_inline)) {
-    constexpr int first = decltype(half)::value * 4;
-    Ints two[2][2];
-    each_of<4 / R>([&](auto rows) __attribute__((always_inline)) {
-      constexpr int row = decltype(rows)::value * R;
-      Ints high[R], low[R];
-      each_of<kParts>([&](auto p) __attribute__((always_inline)) {
-        constexpr int part = decltype(p)::value;
-        each_of<U>([&](auto index) __attribute__((always_inline)) {
-          constexpr int i = decltype(index)::value;
-          const int32_t* at = x + i * kBlockWords + part * 2 * kWide;
-          const Ints x_high = Whole::load(at), x_low = Whole::load(at + kWide);
-          for (int r = 0; r < R; r++) {
-            const Ints code =
-                codes_at<Bits, B0 + i>(chunk + (first + row + r) * kLanes + part * kWide);
-            const bool begins = part == 0 && i == 0;
-            high[r] = begins ? Whole::pairs(code, x_high) : Whole::add_pairs(high[r], code, x_high);
-            low[r] = begins ? Whole::pairs(code, x_low) : Whole::add_pairs(low[r], code, x_low);
-            // Else GCC adds in another order, for which it has too few registers.
-            asm("" : "+v"(high[r]), "+v"(low[r]));
-          }
-        });
-      });
-      each_of<R / 2>([&](auto index) __attribute__((always_inline)) {
-        constexpr int r = 2 * decltype(index)::value;
-        two[0][(row + r) / 2] = Whole::merge_words(high[r], high[r + 1]);
-        two[1][(row + r) / 2] = Whole::merge_words(low[r], low[r + 1]);
-      });
-    });
-    four[0][first / 4] = Whole::merge_pairs(two[0][0], two[0][1]);
-    four[1][first / 4] = Whole::merge_pairs(two[1][0], two[1][1]);
-  });
-  Whole::merge_quarters(four, sums);
-}
-
-// Bytes of a tile that are fetched ahead of their use.
-constexpr int64_t kAheadBytes = 4096;
-
-// Whose words blocks [B0, B0 + U) are the first to use. The address may lie past the end of the
-// weight; a prefetch does not mind.
-template <int Bits, int U, int B0>
-BITSWEEP_INLINE void fetch_ahead(const uint32_t* chunk) {
+constexpr int new_unit() {
   constexpr int last = B0 + U - 1, unit = unit_of(Bits, straddles(Bits, last) ? last - 1 : last);
-  if constexpr (B0 == 0 || unit_of(Bits, B0 - 1) != unit) {
-    const uint32_t* ahead = chunk + unit * kUnitWords + kAheadBytes / sizeof(uint32_t);
-    for (int row = 0; row < kTileRows; row++) __builtin_prefetch(ahead + row * kLanes);
-  }
+  return B0 == 0 || unit_of(Bits, B0 - 1) != unit ? unit : -1;
 }
+
+// Words of a tile that are fetched ahead of their use: 4 KiB. The address may lie past the end of the
+// weight; a prefetch does not mind.
+constexpr int64_t kAheadWords = 1024;
+BITSWEEP_INLINE void fetch_ahead(const uint32_t* unit) {
+  for (int row = 0; row < kTileRows; row++)
+    __builtin_prefetch(unit + kAheadWords + row * kLanes);
+}
+
+}  // namespace
+}  // namespace bitsweep
+
+#include "fixed_plain.h"
+#include "fixed_paired.h"
+
+namespace bitsweep {
+namespace {
+
+// What pays for units of U blocks: measured, docs/kernels.md.
+template <int Bits, int U>
+using Tile = std::conditional_t<
+    kParts == 1 && U <= 2, PairedTile<Bits, Whole>, PlainTile<Bits, Whole>>;
 
 template <int Bits, int U>
 void fixed_tile(const Product& product, int64_t tile) {
@@ -273,7 +244,7 @@ void fixed_tile(const Product& product, int64_t tile) {
   const auto& head = *reinterpret_cast<const FixedHead*>(product.fixed);
   const int32_t* x = product.fixed + kHeadWords;
   const auto* unit_scale = reinterpret_cast<const float*>(x + units_of_row(weight) * unit_words(U));
-  const uint32_t* chunk = weight.tiles + tile * weight.units * kUnitWords;
+  Tile<Bits, U> words(weight, tile);
   FixedGrid grid(weight, tile);
   Reals sum[kHalves], total[kHalves];
   for (int i = 0; i < kHalves; i++) sum[i] = total[i] = Whole::set(0.0f);
@@ -283,28 +254,16 @@ void fixed_tile(const Product& product, int64_t tile) {
       sum[i] = Whole::set(0.0f);
     }
   };
-  alignas(64) uint32_t whole[Bits == 3 ? 3 * kUnitWords : 1];
   for (int64_t b = 0; b < weight.blocks; b += blocks) {
     const int64_t count = weight.blocks - b;
     if (b % kFoldBlocks == 0) fold();
-    const uint32_t* words = chunk;
-    if constexpr (Bits == 3) {
-      // The last unit of x may be filled up with blocks whose words are left out of the tile.
-      const int64_t filled = (count + U - 1) / U * U;
-      const int64_t held = units_for(Bits, count * kBlock);
-      if (count < blocks && units_for(Bits, filled * kBlock) > held) {
-        std::memset(whole, 0, sizeof whole);
-        std::memcpy(whole, chunk, held * kUnitWords * sizeof(uint32_t));
-        words = whole;
-      }
-    }
+    words.begin(count, U);
     each_of<blocks / U>([&](auto index) __attribute__((always_inline)) {
       constexpr int B0 = decltype(index)::value * U;
       if (B0 >= count) return;
-      fetch_ahead<Bits, U, B0>(chunk);
       grid.advance(U);
       Ints sums[kHalves];
-      unit_sums<Bits, U, B0>(words, x, sums);
+      words.template sums<U, B0>(x, sums);
       const auto* x_sums = reinterpret_cast<const float*>(x + U * kBlockWords);
       const Reals factor = Whole::every(unit_scale++);
       for (int i = 0; i < kHalves; i++) {
@@ -314,7 +273,7 @@ void fixed_tile(const Product& product, int64_t tile) {
       }
       x += unit_words(U);
     });
-    chunk += chunk_units(Bits) * kUnitWords;
+    words.end();
   }
   fold();
   alignas(64) float y[2 * kTileRows];

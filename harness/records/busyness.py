@@ -39,7 +39,7 @@ class Reading:
     clock      of the wall.
     cores      that this process may use; fewer than whole ones with a quota.
     work       processor time of all processes on these cores; stolen: by a hypervisor.
-    own        processor time of this process, all threads.
+    own        processor time of this process, all threads, and of its children that have ended.
     queued     tasks of others that run or wait now.
     waiting    time in which some task waited for a core (/proc/pressure/cpu).
     throttled  time in which the quota of the control group held it back.
@@ -96,7 +96,8 @@ class System:
 
     def read(self) -> Reading | None:
         """The counters now; None where there is no /proc/stat."""
-        clock, own = time.monotonic(), time.process_time()
+        clock, ended = time.monotonic(), os.times()
+        own = time.process_time() + ended.children_user + ended.children_system
         text = _text(self._stat)
         if text is None:
             return None

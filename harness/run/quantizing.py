@@ -146,7 +146,9 @@ def _by_program(cell: ResolvedCell) -> StageResult:
             seed=choices.seed,
             threads=choices.runtime.threads,
         )
+        watch = Watch()
         made: Made = solving.solver.whole(request, solving.options)
+        busy = said_busy(watch.usage())
         clock.lap("program")
         said = _examined(cell, partial)
         if not tokenizer_files(partial):
@@ -156,7 +158,7 @@ def _by_program(cell: ResolvedCell) -> StageResult:
         bits, covered = stored(packed.model, layers.values(), packed.operator_bits(), set(layers))
     size = _bytes(folder)
     return StageResult(
-        metrics=quantization_cost.of_program(made, size, clock.seconds),
+        metrics=quantization_cost.of_program(made, size, clock.seconds, busy),
         inputs={
             **inputs,
             "artifact": artifact_digest(folder),

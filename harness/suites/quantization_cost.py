@@ -90,16 +90,18 @@ def metrics(
     ]
 
 
-def of_program(made: Made, artifact_bytes: int, other: dict[str, float]) -> list[Metric]:
+def of_program(
+    made: Made, artifact_bytes: int, other: dict[str, float], busy: str = ""
+) -> list[Metric]:
     """The metrics of a quantization by another program, which times itself.
 
     made   what is known of it: "seconds" of the total are its own, without its imports and loading.
     other  seconds of the stages around it, the whole run of the program among them.
-
-    Nothing is said of a busy machine: the program itself would count as the work of others.
+    busy   what others took of the machine meanwhile, of which the program is none.
     """
     found = [_once("seconds", name, value, "s") for name, value in other.items()]
     found.append(_once("seconds", TOTAL, made.seconds, "s"))
+    found = with_note(found, busy)
     if made.peak_bytes is not None:
         peak = _once("peak_memory", "host", made.peak_bytes, "bytes")
         note = "resident set of the program's process, Python and libraries included"

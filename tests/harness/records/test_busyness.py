@@ -1,5 +1,8 @@
 """How busy others keep a machine: the files of /proc, the rule for busy, and the free threads."""
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -187,3 +190,15 @@ def test_a_note_of_figures_that_are_not_sizes() -> None:
     assert marked[0].notes == {"k": "v", "busy": "1.3 of 2 cores by others"}
     assert marked[1:] == sizes
     assert with_note([time, *sizes], "") == [time, *sizes]
+
+
+def test_what_a_child_took_is_no_work_of_others() -> None:
+    """Another program quantizes a model in a process of its own."""
+    before = System().read()
+    subprocess.run([sys.executable, "-c", "sum(range(3_000_000))"], check=True)
+    after = System().read()
+    if before is None or after is None:
+        pytest.skip("there is no /proc here")
+    taken = time.process_time()
+    subprocess.run([sys.executable, "-c", "sum(range(3_000_000))"], check=True)
+    assert after.own - before.own > 10 * (time.process_time() - taken)

@@ -5,14 +5,14 @@
 # File: a tiny random Llama, groups of 32, rounding to nearest; one group of q_proj has positive weights only. The saved layer
 #   is read twice: by AutoRound's own class for this format and by GPTQModel's (conversion to v2, then its dequantization).
 # Came: 0.15.1 shifts the -1 with its sign and adds it to the word, so it borrows from the groups beside it. A reader that takes
-#   each field and adds 1 (AutoRound's) has the group off by 4, 8 or 16 steps, and the next ones by up to 4. GPTQModel
+#   each field and adds 1 (AutoRound's) has the group off by 4, 8 or 16 steps, and the next ones by up to 3. GPTQModel
 #   adds 1 to all fields of the word at once at 2 and 4 bits, so the carry pays the borrow back: all right; at 3 bits it works by
 #   field, and the next group is one step off. 0.16.1 stores 0 instead, which means 1: that group is one step off for everybody, in
 #   GPTQModel too, which had read the older file exactly.
-# Known: auto-round#2273 (the change in 0.16); the release says nothing of files written before, nor that one reader was right.
-# Matters: one file is two models, and the newer version's is the worse one in GPTQModel. In SmolLM2-135M's own weights 1 of 4,700
-#   groups of 32 has the zero-point 0 at 2 bits (1 of 300,000 at 3 bits, none at 4); each harms up to 16 rows at one place.
-# Helps: format="auto_round", symmetric grids, or gptq_v2 files, which store the zero-point itself.
+# Known: auto-round#2273 (the change in 0.16); its text speaks of damage to the word, not of readers for which the older files are right.
+# Matters: one file is two models, and the newer version's is the worse one in GPTQModel. Of SmolLM2-135M's groups of 32 (from its Q4_1
+#   file) 1 in 4,700 has the zero-point 0 at 2 bits, 1 in 300,000 at 3 bits, none at 4.
+# Helps: format="auto_round", which stores the zero-point itself, right in both versions at 2 bits, or symmetric grids.
 set -euo pipefail
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT; cd "$work"
 python3 -m venv venv

@@ -28,6 +28,8 @@ COMMANDS = {
     "attention": "benchmarks attention",
     "start": "benchmarks start",
     "methods": "benchmarks methods",
+    "reading": "benchmarks reading",
+    "report": "benchmarks report",
 }
 
 

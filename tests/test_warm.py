@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import psutil
 import pytest
 
 from tests import warm
+from tests.warm import messages
 
 FACTS = """
 import json, os, signal, sys, threading
@@ -166,6 +168,20 @@ def await_end(process: int) -> None:
 
 def child(pipe: object) -> None:
     pipe.send((os.getpid(), os.getppid(), time.process_time(), "torch" in sys.modules))  # type: ignore[attr-defined]
+
+
+def test_it_outlives_who_asks_and_is_killed_before_the_answer() -> None:
+    """A killed launcher had connected; the server wrote to nobody, and ended with all it ran."""
+    running = warm.start(["-c", "import time; time.sleep(60)"])
+    address = warm._server().address
+    for _ in range(20):
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(address)
+        messages.send(connection, {"hold": True})
+        connection.close()
+    assert warm.run(["-c", "print('here')"]).stdout == "here\n"
+    assert running.poll() is None
+    running.kill()
 
 
 def test_a_variable_that_comes_too_late_is_refused() -> None:

@@ -210,7 +210,7 @@ def _start(log: Path) -> str:
     """Start the server; its address, where it answers as soon as its imports are done."""
     # A folder with a short name, of which a socket may have a hundred characters.
     address = os.path.join(tempfile.mkdtemp(prefix="bitsweep-warm-"), "socket")
-    with socket.socket(socket.AF_UNIX) as listener, log.open("wb") as output:
+    with socket.socket(socket.AF_UNIX) as listener, log.open("ab") as output:
         listener.bind(address)
         listener.listen(64)
         number = listener.fileno()

@@ -123,7 +123,8 @@ def _serve(listener: socket.socket, environments: list[dict[str, str]]) -> Reque
                 ready.register(client, selectors.EVENT_READ)
                 if "hold" in message:
                     holders.add(client)
-                    messages.send(client, {"environments": environments})
+                    with contextlib.suppress(OSError):  # killed since: it is forgotten next
+                        messages.send(client, {"environments": environments})
                     continue
                 process = os.fork()
                 if process == 0:

@@ -6,7 +6,7 @@ from functools import partial
 
 from quant.calibrate.capture import Call, Capture, run_block
 from quant.calibrate.collect import Collector
-from quant.calibrate.layers import Solved, solve_groups
+from quant.calibrate.layers import BlockSolver, Solved, solve_groups
 from quant.calibrate.memo import Memo
 from quant.calibrate.neighbours import Names
 from quant.calibrate.passes import Passes
@@ -80,7 +80,7 @@ def _quantize_stage(
     if rounding is not None:
         if exact:  # whose Hessians are freed before the next are collected
             changed = _transform(
-                run, index, structure, captured, passes.collect(statistics=reads), before
+                run, solver, structure, captured, passes.collect(statistics=reads), before
             )
         look = partial(passes.collect, statistics=True)
         changed = attach_rounding(rounding, solver.block, solver.name, groups, changed, look)
@@ -92,7 +92,7 @@ def _quantize_stage(
         reference, advance=advance, same=same, statistics=reads, changed=changed
     )
     if rounding is None:
-        changed = _transform(run, index, structure, captured, collector, before)
+        changed = _transform(run, solver, structure, captured, collector, before)
     else:  # the block has made all changes, so the Hessians are those of the solver
         changed = {names: Changed(notes=each.notes) for names, each in changed.items()}
     with run.meter.stage("solve"):
@@ -103,7 +103,7 @@ def _quantize_stage(
 
 def _transform(
     run: Run,
-    index: int,
+    solver: BlockSolver,
     structure: BlockStructure,
     captured: Capture,
     collector: Collector,
@@ -116,19 +116,20 @@ def _transform(
     transforms = run.config.input_transforms
     if not transforms:
         return {}
-    block, name = run.source.blocks.modules[index], run.source.blocks.block_name(index)
     with run.passing("transform"):
         # Folding is tried in the model's dtype, because the checks allow for its rounding.
-        hidden, call = captured.hidden[0][:1], captured.window[index]
-        if run.solver(index).routed:
-            hidden, call = captured.hidden[0], captured.calls[index][0]
+        hidden, call = captured.hidden[0], captured.calls[solver.index][0]
+        if not solver.routed:
+            hidden, call = hidden[:1], captured.window[solver.index]
         if run.wide:
             own = run.source.model.dtype
             hidden, call = (
                 narrowed(hidden, own),
                 Call(narrowed(call.args, own), narrowed(call.kwargs, own)),
             )
-        again = partial(run_block, block, structure, call, hidden)
+        again = partial(run_block, solver.block, structure, call, hidden)
         scheme, model = run.config.layers, run.source.model
-        worker = BlockTransformer(transforms, scheme, model, block, name, solved, hidden, again)
+        worker = BlockTransformer(
+            transforms, scheme, model, solver.block, solver.name, solved, hidden, again
+        )
         return worker.apply(collector.hessians, collector.statistics)

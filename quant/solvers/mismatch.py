@@ -52,7 +52,8 @@ def prepare(
 ) -> Prepared:
     """Return what layers with the same inputs share, from D [in, in] in natural order.
 
-    W D [out, in] in the place of D gives W Z in the place of Z.
+    W D [out, in] in the place of D, of fewer outputs than inputs (quant.drift.weighing), gives W Z
+    in the place of Z.
 
     share  what Z is multiplied by. upper: take what is above the diagonal of Z alone, which needs
            no more of D (in loop order).

@@ -16,6 +16,7 @@ A group is the whole row or a multiple of 32 adjacent inputs (tiles.can_tile).
 from __future__ import annotations
 
 import logging
+import sys
 from dataclasses import dataclass
 from functools import cache
 
@@ -30,6 +31,17 @@ from cuda_ext.tiles import LANES, TILE_ROWS, tile_grid, units_for, untile_codes,
 _log = logging.getLogger("cuda_ext")
 
 ISAS = ("portable", "avx2", "avx512", "avx512vnni")
+# Rows of float32 and of half types up to which the CPU multiplies from the codes; with more it is
+# faster to unpack the weight once (measured, docs/kernels.md). Half types have no product of their
+# own without AVX-512: four to five times slower than these kernels.
+_ROWS_FROM_CODES = {
+    "portable": (192, 192),
+    "avx2": (192, sys.maxsize),
+    "avx512": (512, 192),
+    "avx512vnni": (512, 192),
+}
+_FEWEST = min(min(rows) for rows in _ROWS_FROM_CODES.values())
+_KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -135,11 +147,17 @@ def linear(
             "float32 on CUDA: the weight is dequantized before every product, because the packed "
             "kernels take float16 and bfloat16; cast the model (model.dtype) to use them."
         )
-    if x.dtype == torch.float64:
+    if _unpacked_first(x):
         weight = dequantize(
-            packed, bits=bits, in_features=x.shape[-1], out_features=out_features, group_size=size
+            packed,
+            bits=bits,
+            in_features=x.shape[-1],
+            out_features=out_features,
+            group_size=size,
+            dtype=x.dtype,
         )
-        return functional.linear(x, weight.double(), None if bias is None else bias.double())
+        # Through Python, where faster products may take its place (quant.forward_products).
+        return functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
     result: Tensor = torch.ops.bitsweep.packed_linear(
         x,
         packed.tiles,
@@ -152,6 +170,22 @@ def linear(
         size,
     )
     return result
+
+
+def rows_from_codes(dtype: torch.dtype) -> int:
+    """The most rows of x of a dtype that the CPU multiplies directly from the codes."""
+    single, half = _ROWS_FROM_CODES[cpu_isa()]
+    return single if dtype == torch.float32 else half
+
+
+def _unpacked_first(x: Tensor) -> bool:
+    """Whether a product is faster, or only possible, with the weight unpacked before it."""
+    if x.dtype == torch.float64:
+        return True
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or x.dtype not in _KERNEL_DTYPES:
+        return False  # where the operator decides
+    rows = x.numel() // max(x.shape[-1], 1)
+    return rows > _FEWEST and rows > rows_from_codes(x.dtype)
 
 
 @cache

@@ -13,6 +13,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from harness.records.absent import absent_beside
@@ -27,22 +28,24 @@ from tools import (
     ordering_table,
     peers_table,
     product_table,
+    real_table,
     solver_order_table,
 )
-from tools.real_table import NAME, measured_on, real_table
+from tools.kept import REPOSITORY, folder_of
+from tools.protocol_tables import ACTIVATIONS, ALLOCATION, EQUAL_BYTES, Protocol, protocol_table
+from tools.real_table import NAME, measured_on
 
 TEXTS = "accuracy_texts"
 QUICKSTART = ("accuracy", "accuracy_differences", "divergence", "cost")  # its tables in the README
-REPOSITORY = Path(__file__).resolve().parents[1]
 README = REPOSITORY / "README.md"
-REFERENCE = REPOSITORY / "results" / "reference" / "quickstart"
-REAL = REPOSITORY / "results" / "reference" / "real-smollm2"
-PEERS = REPOSITORY / "results" / "reference" / "peers"
-ORDERING = REPOSITORY / "results" / "reference" / "real-smollm2-ordering"
-CALIBRATION = REPOSITORY / "results" / "reference" / "calibration"
-ABLATION = REPOSITORY / "results" / "reference" / "methods-ablation"
-PRODUCT = REPOSITORY / "results" / "reference" / "methods-product"
-ABLATION_PAGE = REPOSITORY / "docs" / "methods" / "ablation.md"
+REFERENCE = folder_of("quickstart")
+REAL = folder_of(real_table.EXPERIMENT)
+PEERS = folder_of("peers")
+ORDERING = folder_of(ordering_table.EXPERIMENT)
+CALIBRATION = folder_of("calibration")
+ABLATION = folder_of(ablation_table.EXPERIMENT)
+PRODUCT = folder_of(product_table.EXPERIMENT)
+METHODS = REPOSITORY / "docs" / "methods"
 
 
 def parts(records: list[Record]) -> dict[str, str]:
@@ -56,7 +59,7 @@ def real_part(folder: Path) -> str:
     """The text of the real model's table, from the records kept in a folder."""
     records = load_records(folder)
     records += absent_beside(folder, records)
-    return f"{to_markdown(real_table(records))}\n{measured_on(records)}"
+    return f"{to_markdown(real_table.real_table(records))}\n{measured_on(records)}"
 
 
 def peers_part(folder: Path) -> str:
@@ -83,6 +86,12 @@ def order_part(folder: Path) -> str:
 def product_part(folder: Path) -> str:
     """The text of the table of the product of methods, from the records kept in a folder."""
     return _kept_part(folder, product_table.product_table, product_table.TO_RUN)
+
+
+def protocol_part(protocol: Protocol) -> str:
+    """The text of the table of an experiment of methods, from the records kept of it."""
+    to_run = f"To run: `bitsweep run experiment={protocol.experiment}`."
+    return _kept_part(folder_of(protocol.experiment), partial(protocol_table, protocol), to_run)
 
 
 def _kept_part(folder: Path, table: Callable[[list[Record]], Table], to_run: str) -> str:
@@ -140,11 +149,14 @@ def main() -> int:
     }
     pages = {
         README: {**parts(records), **other},
-        ABLATION_PAGE: {
+        METHODS / "ablation.md": {
             ablation_table.NAME: ablation_part(ABLATION),
             solver_order_table.NAME: order_part(ABLATION),
             product_table.NAME: product_part(PRODUCT),
         },
+        METHODS / "activations.md": {ACTIVATIONS.name: protocol_part(ACTIVATIONS)},
+        METHODS / "allocation.md": {ALLOCATION.name: protocol_part(ALLOCATION)},
+        METHODS / "equal_bytes.md": {EQUAL_BYTES.name: protocol_part(EQUAL_BYTES)},
     }
     stale = []
     for page, generated in pages.items():

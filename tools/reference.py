@@ -8,6 +8,8 @@
   python tools/reference.py --keep-ordering RESULTS   the same of experiment=real/smollm2_ordering
   python tools/reference.py --keep-ablation RESULTS   the same of experiment=methods/ablation
   python tools/reference.py --keep-product RESULTS   the perplexities of experiment=methods/product
+  python tools/reference.py --keep-activations RESULTS   (--keep-allocation, --keep-equal-bytes)
+                                               those of experiment=methods/activations, and so on
   python tools/reference.py --keep-calibration RESULTS   the same of experiment=calibration, and the
                                                plot that the README shows
 
@@ -27,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from harness.config.experiments import experiment
@@ -39,19 +42,19 @@ from harness.report.by_calibration import SUFFIX
 from harness.report.table import measured, small
 from quant.arithmetic import PORTABLE
 from tools.ablation_table import EXPERIMENT as METHODS
+from tools.kept import REPOSITORY, folder_of
 from tools.ordering_table import EXPERIMENT as ORDER
 from tools.product_table import EXPERIMENT as METHODS_PRODUCT
+from tools.protocol_tables import PROTOCOLS
 from tools.real_table import EXPERIMENT
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-REFERENCE = REPOSITORY / "results" / "reference" / "quickstart"
+REFERENCE = folder_of("quickstart")
 TITLE = "Quickstart"
-REAL = REPOSITORY / "results" / "reference" / "real-smollm2"
-PEERS = REPOSITORY / "results" / "reference" / "peers"
-ORDERING = REPOSITORY / "results" / "reference" / "real-smollm2-ordering"
-CALIBRATION = REPOSITORY / "results" / "reference" / "calibration"
-ABLATION = REPOSITORY / "results" / "reference" / "methods-ablation"
-PRODUCT = REPOSITORY / "results" / "reference" / "methods-product"
+REAL = folder_of(EXPERIMENT)
+PEERS = folder_of("peers")
+ORDERING = folder_of(ORDER)
+CALIBRATION = folder_of("calibration")
+ABLATION = folder_of(METHODS)
 # Tolerances for codes that depend on the rounding of the machine.
 RELATIVE = {"perplexity": 0.03, "kl_divergence": 0.35}
 ABSOLUTE = {"accuracy": 0.05, "top1_flip_rate": 0.03}
@@ -112,9 +115,11 @@ def keep_ablation(results: Path) -> list[str]:
     return keep_all(results, ABLATION, METHODS)
 
 
-def keep_product(results: Path) -> list[str]:
-    """Store the perplexities of the product of methods, without the layers of 144 models."""
-    return keep_all(results, PRODUCT, METHODS_PRODUCT, lambda each: each.suite != QUANTIZATION)
+def keep_figures(results: Path, experiment: str) -> list[str]:
+    """Store the figures of an experiment's models without their layers, which no table shows."""
+    return keep_all(
+        results, folder_of(experiment), experiment, lambda each: each.suite != QUANTIZATION
+    )
 
 
 def keep_calibration(results: Path) -> list[str]:
@@ -262,7 +267,11 @@ KEPT: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "ordering": (keep_ordering, ORDER),
     "calibration": (keep_calibration, "calibration"),
     "ablation": (keep_ablation, METHODS),
-    "product": (keep_product, METHODS_PRODUCT),
+    "product": (partial(keep_figures, experiment=METHODS_PRODUCT), METHODS_PRODUCT),
+    **{
+        each.name: (partial(keep_figures, experiment=each.experiment), each.experiment)
+        for each in PROTOCOLS
+    },
 }
 
 
@@ -272,11 +281,12 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, metavar="RESULTS", help="of experiment=real/smollm2")
     for name, (_, asked) in KEPT.items():
         of = f"of experiment={asked}"
-        parser.add_argument(f"--keep-{name}", type=Path, metavar="RESULTS", help=of)
+        option = f"--keep-{name.replace('_', '-')}"
+        parser.add_argument(option, dest=name, type=Path, metavar="RESULTS", help=of)
     options = parser.parse_args()
     for store, given in (
         (keep, options.keep),
-        *((store, getattr(options, f"keep_{name}")) for name, (store, _) in KEPT.items()),
+        *((store, getattr(options, name)) for name, (store, _) in KEPT.items()),
     ):
         if given is not None:
             problems = store(given)

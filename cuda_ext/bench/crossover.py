@@ -36,10 +36,8 @@ class Crossing:
 
 
 def most_rows(dtype: torch.dtype, device: str) -> int:
-    """Return rows that one packed product takes (csrc/ops.cpp, csrc/cuda/kernels.h)."""
-    if device != "cpu":
-        return 64
-    return 512 if dtype == torch.float32 and packed.cpu_isa().startswith("avx512") else 192
+    """Return rows that one packed product takes (cuda_ext.packed, csrc/cuda/kernels.h)."""
+    return 64 if device != "cpu" else packed.rows_from_codes(dtype)
 
 
 def crossover(shape: str, bits: int, group: int, seconds: float, device: str) -> list[Crossing]:

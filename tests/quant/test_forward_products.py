@@ -15,8 +15,10 @@ from quant.calibrate.capture import check_streaming, streamed_logits
 from quant.calibrate.stream import quantize_model
 from quant.config import QuantizationConfig
 from quant.forward_products import forward_products
+from quant.linear import QuantLinear
 from quant.scheme import Scheme
 from quant.solvers import gptq
+from tests.oracles.random_weights import random_weight
 from tests.quant.architectures import tiny_model
 
 attend = functional.scaled_dot_product_attention
@@ -47,6 +49,27 @@ def test_linear_layers_inside_forward_products(shape, bias):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
     assert halves.dtype == torch.bfloat16
     assert torch.equal(functional.linear(x, weight, bias), expected), "nothing is left behind"
+
+
+@needs_kernels
+@pytest.mark.parametrize("scheme", [Scheme(4, 64), Scheme(5, 64)], ids=lambda each: each.name)
+def test_many_rows_of_packed_layers_run_in_the_same_library(scheme, monkeypatch):
+    """Packed layers of long windows once ran in MKL beside full-precision layers in oneDNN."""
+    layer = QuantLinear.from_quantized(random_weight(scheme, 300, 256))
+    rows = packed.rows_from_codes(torch.float32)
+    few, many = random(rows, 256, seed=1), random(rows + 1, 256, seed=1)
+    seen: list[int] = []
+
+    def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        seen.append(len(input))
+        return functional.linear(input, weight, bias)
+
+    monkeypatch.setattr("quant.forward_products.linear", linear)
+    with torch.no_grad(), forward_products("cpu"):
+        layer(few)
+        found = layer(many)
+    assert seen == ([rows + 1] if layer.tiled else [rows, rows + 1]), layer.way
+    torch.testing.assert_close(found, many @ layer.dequantize().T, rtol=1e-5, atol=1e-4)
 
 
 def test_gradients_keep_torchs_own_linear():

@@ -1,8 +1,9 @@
 """What a plan will cost: time from what the store knows, disk for artifacts, and what is shared.
 
 Time is that of the same stage before, in records of this machine: of the same model where there are
-some, else of another, scaled by its size with an assumed exponent, as a range. What neither is
-known of is said to be not known.
+some, else of another, scaled by its size with an assumed exponent, as a range. A quantization with
+other transforms or grids than any record has is taken from those of its method, as a wide range.
+What none is known of is said to be not known.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ MOST_READ = 40  # records of a model and stage, so that a plan stays quick
 FEW = 3  # below, the extremes that were seen are no range
 MARGIN = 1.25  # of few values
 EXPONENTS = (0.9, 1.5)  # assumed: with which power of a model's size the time of a stage grows
+RECIPES = (0.5, 3.0)  # assumed: times that other transforms and grids of a method take
 MOST_NAMED = 4  # stages or cells of a line
 
 
@@ -52,10 +54,12 @@ class Seen:
     """A stage that was run before.
 
     kind        what must be equal for its time to say anything of another: stage, settings, method.
+    recipe      what must be equal, too, for its time to be that of another: transforms and grid.
     parameters  of its model; None if the record does not know.
     """
 
     kind: str
+    recipe: str
     model: str
     parameters: float | None
     seconds: float
@@ -120,13 +124,13 @@ def _time_line(
 ) -> str:
     known = _Known(todo, elsewhere)
     total, unknown = Span(0.0, 0.0), Counter[str]()
-    scaled = 0
+    scaled = others = 0
     for plan, stage in todo:
-        span, exact = known.span(plan, stage)
-        scaled += span is not None and not exact
+        span, model, recipe = known.span(plan, stage)
         if span is None:
             unknown[stage] += 1
         else:
+            scaled, others = scaled + (not model), others + (not recipe)
             total += span
     count = len(todo) - unknown.total()
     where = "machines with such a device" if elsewhere else "this machine"
@@ -140,6 +144,9 @@ def _time_line(
     if scaled:
         low, high = EXPONENTS
         said += f" ({scaled} of other models, taken to grow with size^{low} to size^{high})"
+    if others:
+        low, high = RECIPES
+        said += f" ({others} by other transforms or grids, taken to need {low:g} to {high:g} times)"
     return said + f"; not known for {lacking}" * bool(lacking)
 
 
@@ -163,9 +170,22 @@ class _Known:
         for path in paths:
             self._read(path, device, here)
 
-    def span(self, plan: CellPlan | PendingPlan, stage: str) -> tuple[Span | None, bool]:
-        """Seconds of a stage to run, and whether they are of the same model."""
+    def span(self, plan: CellPlan | PendingPlan, stage: str) -> tuple[Span | None, bool, bool]:
+        """Seconds of a stage to run; whether they are of the same model, and of the same recipe."""
         seen = self._seen.get(_kind(_asked(plan, stage)), [])
+        made = plan.cell.keys.semantic if isinstance(plan, CellPlan) else {}
+        recipe = _recipe(stage, _plain(made))
+        alike = [each for each in seen if each.recipe == recipe]
+        found, model = self._of_models(plan, alike or seen)
+        if found is None or alike:
+            return found, model, True
+        low, high = RECIPES
+        return Span(low * found.low, high * found.high), model, False
+
+    def _of_models(
+        self, plan: CellPlan | PendingPlan, seen: Sequence[Seen]
+    ) -> tuple[Span | None, bool]:
+        """Seconds by stages that were seen, and whether they are of the same model."""
         same = [each.seconds for each in seen if each.model == plan.identity.model]
         if len(same) >= FEW:
             return Span(min(same), max(same)), True
@@ -198,7 +218,11 @@ class _Known:
                     "calib": config["calib"],
                 }
                 found = Seen(
-                    _kind(facts), said["cell"]["model"], config["parameters"], said["seconds"]
+                    _kind(facts),
+                    _recipe(said["suite"], config),
+                    said["cell"]["model"],
+                    config["parameters"],
+                    said["seconds"],
                 )
                 self._seen.setdefault(found.kind, []).append(found)
                 self.records += 1
@@ -232,6 +256,16 @@ def _kind(facts: Mapping[str, Any]) -> str:
         chosen["calib"] = None
         chosen["method"] = chosen["method"] == FULL_PRECISION
     return json.dumps(chosen, sort_keys=True, default=str)
+
+
+def _recipe(stage: str, config: Mapping[str, Any]) -> str:
+    """What a quantization's time depends on beside its method: transforms, grid, arithmetic."""
+    if stage != QUANTIZATION:
+        return ""
+    scheme = config.get("scheme", {})
+    names = [each["name"] for each in config.get("transform") or ()]
+    arithmetic = config.get("method", {}).get("arithmetic")
+    return json.dumps([names, scheme.get("grid"), scheme.get("auto"), arithmetic], sort_keys=True)
 
 
 def _scaled(seconds: float, ratio: float) -> Span:

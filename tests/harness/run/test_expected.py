@@ -65,6 +65,23 @@ def test_another_model_s_time_is_scaled_by_size_as_a_range(tiny_cell: Make) -> N
     assert time_line(large).endswith("; not known for 1 quantization")
 
 
+def test_other_transforms_take_another_time(tiny_cell: Make) -> None:
+    """Records of a recipe say its time; of others of the method they say a wide range."""
+
+    def cell(*overrides: str) -> CellConfig:
+        return tiny_cell("method=gptq", *overrides, latency=False)
+
+    record(cell("scheme=w4"), "quantization", 100.0)
+    record(cell("scheme=w3"), "perplexity", 10.0)
+    line = time_line(cell("scheme=w2", "transform=[equalize]"))
+    assert line.startswith("time: 48.0 s to 6 min for 2 stages")  # 100 / 1.25 / 2, 100 * 1.25 * 3
+    assert "(1 by other transforms or grids, taken to need 0.5 to 3 times)" in line
+    record(cell("scheme=w4", "transform=[equalize]"), "quantization", 500.0)
+    line = time_line(cell("scheme=w2", "transform=[equalize]"))
+    assert line.startswith("time: 7 min to 11 min for 2 stages")
+    assert "transforms" not in line
+
+
 def test_records_of_another_machine_count_only_for_cells_that_run_elsewhere(
     tiny_cell: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,9 +3,9 @@
 #   models that answer every question alike, and for two that win the same number of questions from each other.
 # Versions: statsmodels 0.15.0, mlxtend 0.25.0, scipy 1.17.1, numpy 2.4.6.
 # File: tables of 1,000 questions, b right in the first model only, c in the second only.
-# Came: b = c = 0 has the statistic infinity and p = 0 in both: the correction takes 1 from |b - c| = 0, squares
-#   the -1 and divides by 0. For b = c > 0 the same -1 gives p = 0.75 (5 each) to 0.90 (30 each); the exact test and the test without correction say 1. A correction stops at 0 (Yates; R's mcnemar.test leaves
-#   it out where b = c).
+# Came: b = c = 0 has the statistic infinity and p = 0 in both: the correction takes 1 from |b - c| = 0, squares the -1 and
+#   divides by 0. For b = c > 0 the same -1 gives p = 0.75 (5 each) to 0.90 (30 each); the exact test says 1. A correction
+#   stops at 0 (R's mcnemar.test leaves it out where b = c).
 # Known: NaN of the uncorrected test and a ZeroDivisionError of evaluate's (huggingface/evaluate#795); of p = 0 nothing was found.
 # Matters: a quantized model with no changed answer on a small task, the best result there is, is reported as different with
 #   certainty; a script that corrects many tasks for multiple tests (Holm) has its first rejection there.

@@ -22,6 +22,7 @@ from harness.report.rows import make_rows, select_entries
 from harness.report.sizes import size_plots
 from harness.report.table import Table
 from harness.report.tables import NO_SPECS, models_of, tables_of
+from harness.report.terminal import for_terminal
 from harness.suites.base import Suite
 from harness.suites.find import declared_tables
 
@@ -45,7 +46,7 @@ def build_report(
 
 @dataclass(frozen=True)
 class Report:
-    """The files of a report by their paths, summary.md first, and the tables in summary.md."""
+    """The files of a report by their paths, summary.md first, and the tables for a terminal."""
 
     files: dict[str, bytes]
     tables: list[Table]
@@ -119,7 +120,8 @@ def _made(
         files |= {f"plots/{plot.name}.{kind}": data for kind, data in plot.files.items()}
     files["metrics.csv"] = metrics
     summary = _summary(title, tables, pictures, records)
-    return Report({"summary.md": summary.encode(), PAGE: whole.encode(), **files}, summarized)
+    shown = for_terminal(summarized, models)
+    return Report({"summary.md": summary.encode(), PAGE: whole.encode(), **files}, shown)
 
 
 def _endings(models: set[str]) -> dict[str, str]:

@@ -18,9 +18,12 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import repeat
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,7 @@ PROBE_BYTES = 2**16
 LONGEST_NAME = 120  # for names that a user chooses; file systems allow 255 bytes
 LONGEST_ROOT = 3500  # characters of the results folder's path; Linux allows 4096 bytes for a path
 TAKEN_NAMES = {"all"}  # the report that `bitsweep report` writes
+WRITERS = 8  # threads, of files that are written together
 KEY_DIGITS = 12  # of 64, in file names; the record holds the whole key, which is compared
 
 _log = logging.getLogger("harness")
@@ -175,7 +179,7 @@ def load_records(results: Path) -> list[Record]:
 def scan_records(results: Path) -> tuple[list[Record], list[str]]:
     """The valid records under a results folder, and a sentence for each invalid file."""
     records, notes = [], []
-    for path in sorted((results / "cells").glob("*/*.json")):
+    for path in record_files(results):
         try:
             records.append(read_record(path))
         except StoreError as error:
@@ -183,10 +187,15 @@ def scan_records(results: Path) -> tuple[list[Record], list[str]]:
     return records, notes
 
 
+def record_files(results: Path) -> list[Path]:
+    """The files of records under a results folder, in the order of their paths."""
+    return sorted((results / "cells").glob("*/*.json"), key=attrgetter("parts"))
+
+
 def read_record(path: Path) -> Record:
     """Read and validate one record, migrating an older version; StoreError if it is not valid."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode()
         try:
             return Record.model_validate_json(text)
         except ValidationError:
@@ -257,24 +266,31 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def write_each(files: Mapping[Path, str | bytes]) -> None:
-    """Write files in their order, each of them atomically; folders are synced at the end."""
-    for path, content in files.items():
-        _replace(path, content.encode() if isinstance(content, str) else content)
+    """Write files, each of them atomically, several at once; folders are synced at the end.
+
+    Raises StoreError for the first that cannot be written; those after it may be written or not.
+    """
+    mode = 0o666 & ~_umask()  # of the whole process, so no thread may ask for it
+    if len(files) == 1:
+        _replace(*next(iter(files.items())), mode)
+    else:  # a disk syncs several files in the time of one
+        with ThreadPoolExecutor(WRITERS) as pool:
+            list(pool.map(_replace, files, files.values(), repeat(mode)))
     for folder in dict.fromkeys(path.parent for path in files):
         with disk_errors(folder):
             _sync_folder(folder)
 
 
-def _replace(path: Path, data: bytes) -> None:
+def _replace(path: Path, content: str | bytes, mode: int) -> None:
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = make_temporary(path.parent, path.name)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(data)
+                file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())
+            os.chmod(temporary, mode)
             os.replace(temporary, path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
 from harness.report.columns import FigureColumn, Place, Shown, SuiteTable
 from harness.report.compare import best_figures, compared_notes, other_sample
-from harness.report.differences import difference_table, find_differences
+from harness.report.differences import Differences, difference_table, find_differences
 from harness.report.names import (
     Footnotes,
     busy_footnote,
@@ -24,39 +25,57 @@ from harness.report.table import Cell, Column, Note, Table
 from harness.report.texts import BESIDE_TEXTS, text_table
 
 
-def tables_of_model(
-    model: str, rows: list[Row], declared: Mapping[str, SuiteTable], notes: Sequence[str] = ()
-) -> list[Table]:
+@dataclass(frozen=True)
+class Joined:
+    """A table that suites share.
+
+    shown        what its columns show; None for names and suites without any figure.
+    compared     its figures that are compared with full precision, and what was found.
+    """
+
+    place: Place
+    table: Table
+    shown: list[Shown | None]
+    compared: list[Shown]
+    differences: Differences
+    texts: Table | None
+
+
+@dataclass(frozen=True)
+class OfModel:
+    """The rows of one model, and the tables that their suites declare."""
+
+    name: str
+    rows: list[Row]
+    declared: Mapping[str, SuiteTable]
+
+    @cached_property
+    def joined(self) -> list[Joined]:
+        """The tables with a line a row, in order; files and page have the same of the same rows."""
+        places = sorted(_places(self.declared), key=lambda each: (each[0].rank, each[0].name))
+        found = (_joined(place, self.name, self.rows, suites) for place, suites in places)
+        return [each for each in found if each]
+
+
+def tables_of_model(model: OfModel, notes: Sequence[str] = ()) -> list[Table]:
     """The tables of one model's rows in order, without those that have no figure and no failure.
 
-    declared  tables of the suites in the rows, by suite.
-    notes     sentences about the rows, for the first table.
+    notes  sentences about the rows, for the first table.
     """
     made: list[tuple[Place, Table]] = []
-    for place, suites in _places(declared):
-        joined = _joined(place, model, rows, suites)
-        made += [(place, table) for table in (joined.tables if joined else [])]
-    for each in declared.values():
-        for own in each.tables:
-            whole = own.make(model, rows)
+    for each in model.joined:
+        place, rows = each.place, model.rows
+        differing = difference_table(place, model.name, rows, each.compared, each.differences)
+        made += [(place, table) for table in (each.table, differing, each.texts) if table]
+    for declared in model.declared.values():
+        for own in declared.tables:
+            whole = own.make(model.name, model.rows)
             made += [] if whole is None else [(own.place, whole)]
     tables = [table for _, table in sorted(made, key=lambda each: (each[0].rank, each[0].name))]
     if tables and notes:
         said = [*tables[0].notes, *(Note(text) for text in notes)]
         tables[0] = replace(tables[0], notes=said)
     return tables
-
-
-def joined_tables(
-    model: str, rows: list[Row], declared: Mapping[str, SuiteTable]
-) -> list[tuple[Table, list[Shown | None]]]:
-    """The tables with a line a row, and what each of their columns shows.
-
-    None stands for the columns of names, and of suites without any figure.
-    """
-    places = sorted(_places(declared), key=lambda each: (each[0].rank, each[0].name))
-    found = (_joined(place, model, rows, suites) for place, suites in places)
-    return [(each.tables[0], each.shown) for each in found if each]
 
 
 def columns_in_order(rows: Sequence[Row], declared: Mapping[str, SuiteTable]) -> list[Shown]:
@@ -94,20 +113,9 @@ def _places(declared: Mapping[str, SuiteTable]) -> list[tuple[Place, dict[str, S
     return list(found.values())
 
 
-@dataclass(frozen=True)
-class _Joined:
-    """A table that suites share and, where there are some, those of differences and texts.
-
-    shown  what the columns of the first show; None for names and suites without any figure.
-    """
-
-    tables: list[Table]
-    shown: list[Shown | None]
-
-
 def _joined(
     place: Place, model: str, rows: list[Row], suites: Mapping[str, SuiteTable]
-) -> _Joined | None:
+) -> Joined | None:
     """The tables of a place; None without a figure or a failure."""
     shown = _distinct({name: shown_columns(name, table, rows) for name, table in suites.items()})
     failed = [
@@ -145,19 +153,18 @@ def _joined(
         notes += table.notes(rows, shown[name]) if shown[name] else []
     title = place.title.replace("{model}", model)
     texts, causes = footnotes.texts, footnotes.causes
-    of_differences = difference_table(place, model, rows, compared, differences)
-    of_texts = text_table(place, model, rows, compared)
-    notes += [] if of_texts is None else [BESIDE_TEXTS]
+    beside = text_table(place, model, rows, compared)
+    notes += [] if beside is None else [BESIDE_TEXTS]
     joined = Table(place.name, model, title, columns, cells, notes, texts, causes)
-    tables = [joined, *filter(None, (of_differences, of_texts))]
-    return _Joined(tables, [*[None] * len(names), *every, *[None] * len(failed)])
+    columns_show = [*[None] * len(names), *every, *[None] * len(failed)]
+    return Joined(place, joined, columns_show, compared, differences, beside)
 
 
 def _pairs(
     suite: str, table: SuiteTable, rows: Sequence[Row]
 ) -> list[tuple[FigureColumn, FigureKey]]:
     """Declared columns with the keys of their figures."""
-    found = {key for row in rows for key in row.figures if key[0] == suite}
+    found = _figure_keys(tuple(rows)).get(suite, set())
     if not found and not (table.every_column and any(suite in row.failures for row in rows)):
         return []
     tasks = sorted({task for _, task, _ in found}) or [suite]
@@ -175,6 +182,15 @@ def _pairs(
     if table.task_by_task:
         pairs.sort(key=lambda pair: pair[1][1])  # stable: columns stay in their order
     return pairs
+
+
+@lru_cache(maxsize=8)  # asked for every suite, and for every plot again
+def _figure_keys(rows: tuple[Row, ...]) -> dict[str, set[FigureKey]]:
+    """The keys of all figures by suite."""
+    found: dict[str, set[FigureKey]] = {}
+    for key in {key for row in rows for key in row.figures}:
+        found.setdefault(key[0], set()).add(key)
+    return found
 
 
 def _column(declared: FigureColumn, key: FigureKey, rows: Sequence[Row], several: bool) -> Column:
@@ -231,4 +247,5 @@ def _cell(
     texts += shown.declared.footnotes(row, shown.key, rows)
     texts += [*([busy] if figure.busy else []), *said]
     marks += tuple(footnotes.mark(text) for text in texts)
-    return replace(shown.declared.write(figure), marks=marks)
+    written = shown.declared.write(figure)
+    return written if written.marks == marks else replace(written, marks=marks)

@@ -10,6 +10,7 @@ from typing import Any
 
 from harness.records.record import Record
 from harness.records.store import file_name, unique_name, write_each
+from harness.report.assemble import OfModel
 from harness.report.collection import uncollected
 from harness.report.drawing import Helpers, drawing
 from harness.report.frame import csv_lines, entries_of, metrics_csv
@@ -20,7 +21,8 @@ from harness.report.render import to_csv, to_markdown
 from harness.report.rows import make_rows, select_entries
 from harness.report.sizes import size_plots
 from harness.report.table import Table
-from harness.report.tables import NO_SPECS, OfModel, models_of, tables_of
+from harness.report.tables import NO_SPECS, models_of, tables_of
+from harness.report.terminal import for_terminal
 from harness.suites.base import Suite
 from harness.suites.find import declared_tables
 
@@ -44,7 +46,7 @@ def build_report(
 
 @dataclass(frozen=True)
 class Report:
-    """The files of a report by their paths, summary.md first, and the tables in summary.md."""
+    """The files of a report by their paths, summary.md first, and the tables for a terminal."""
 
     files: dict[str, bytes]
     tables: list[Table]
@@ -90,7 +92,9 @@ def _made(
     every = make_rows(selection)
     models = models_of(every.rows, suites)
     helpers.give(models)
-    by_cell = make_rows(selection, by_cell=True)
+    by_cell = models
+    if any(len(row.cells) > 1 for row in every.rows):  # otherwise a row is a cell already
+        by_cell = models_of(make_rows(selection, by_cell=True).rows, suites)
     del entries, selection  # the largest of what is in memory here
     metrics = metrics_csv(lines).encode()
     summarized = tables_of(models, every.notes)
@@ -101,7 +105,7 @@ def _made(
     for name, table in named.items():
         files[f"tables/{name}.csv"] = to_csv(table).encode()
         files[f"tables/{name}.tex"] = to_latex(table, latex.style(name)).encode()
-    whole = page(records, by_cell, title, provenance(records), suites)
+    whole = page(records, by_cell, every.notes, title, provenance(records), suites)
     declared = declared_tables(every.rows, suites)
     by_size = [each.draw() for each in size_plots(every.rows, declared)]
     plots = helpers.collect()
@@ -116,7 +120,8 @@ def _made(
         files |= {f"plots/{plot.name}.{kind}": data for kind, data in plot.files.items()}
     files["metrics.csv"] = metrics
     summary = _summary(title, tables, pictures, records)
-    return Report({"summary.md": summary.encode(), PAGE: whole.encode(), **files}, summarized)
+    shown = for_terminal(summarized, models)
+    return Report({"summary.md": summary.encode(), PAGE: whole.encode(), **files}, shown)
 
 
 def _endings(models: set[str]) -> dict[str, str]:

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from harness.records.environment import usable_cores
+from harness.report.assemble import OfModel
 from harness.report.by_calibration import calibration_plots
 from harness.report.collection import set_aside, uncollected
 from harness.report.column_plots import plots_of_columns
@@ -26,7 +27,7 @@ from harness.report.curve_plot import curve_plots
 from harness.report.pareto_plot import pareto_plots
 from harness.report.plot_style import warm_up
 from harness.report.plots import Drawn, Plot
-from harness.report.tables import OfModel, models_of
+from harness.report.tables import models_of
 from harness.suites.find import declared_tables
 
 COLLECTED = 40  # plots; so many leave 100 MB of figures behind

@@ -7,6 +7,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache, partial
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -109,8 +110,12 @@ def entries_of(records: Iterable[Record]) -> list[Entry]:
     return sorted(found, key=_place)
 
 
-def _place(entry: Entry) -> list[str]:
-    return [entry[name] or "" for name in ORDER]
+def _place(entry: Entry) -> tuple[str, ...]:
+    names = _names_in_order(entry)
+    return names if None not in names else tuple([name or "" for name in names])
+
+
+_names_in_order = itemgetter(*ORDER)
 
 
 CSV_COLUMNS = tuple(name for name in COLUMNS if name not in INTERNAL)
@@ -124,15 +129,19 @@ def csv_lines(entries: Iterable[Entry]) -> list[tuple[Any, ...]]:
 def metrics_csv(lines: Sequence[tuple[Any, ...]]) -> str:
     """All metrics of all records as CSV, one per line, without configurations."""
     place = CSV_COLUMNS.index("n")
-    counts = float if any(line[place] is None for line in lines) else int  # as pandas has them
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
-    for line in lines:
-        number = line[place]
-        kept = number if number is None else counts(number)
-        writer.writerow((*line[:place], kept, *line[place + 1 :]))
+    if any(line[place] is None for line in lines):  # then all are floats, as pandas has them
+        writer.writerows(map(partial(_as_float, place), lines))
+    else:
+        writer.writerows(lines)
     return buffer.getvalue()
+
+
+def _as_float(place: int, line: tuple[Any, ...]) -> tuple[Any, ...]:
+    number = line[place]
+    return line if number is None else (*line[:place], float(number), *line[place + 1 :])
 
 
 def told_apart(records: Iterable[Record]) -> list[Record]:
@@ -238,8 +247,7 @@ def _calibrated_on(record: Record) -> str | None:
 
 
 def _metric(metric: Metric, record: Record) -> dict[str, Any]:
-    quantiles = metric.quantiles or {}
-    return {
+    found = {
         "task": metric.task,
         "metric": metric.name,
         "value": metric.value,
@@ -249,11 +257,18 @@ def _metric(metric: Metric, record: Record) -> dict[str, Any]:
         "n_unit": metric.n_unit,
         "token_hash": metric.notes.get("token_hash"),
         "higher_is_better": metric.higher_is_better,
-        **{name: quantiles.get(name) for name in QUANTILES},
         "kernel": metric.notes.get("kernel") or record.environment.get("kernel"),
         "items": metric.items,
-        "notes": "; ".join(f"{key}: {value}" for key, value in sorted(metric.notes.items())),
+        "notes": _joined(tuple(metric.notes.items())),
     }
+    if metric.quantiles:
+        found |= {name: metric.quantiles.get(name) for name in QUANTILES}
+    return found
+
+
+@lru_cache(maxsize=4096)  # the same figure of many cells has the same notes
+def _joined(notes: tuple[tuple[str, str], ...]) -> str:
+    return "; ".join(f"{key}: {value}" for key, value in sorted(notes))
 
 
 def partly_applied(layers: Sequence[LayerReport]) -> list[str]:

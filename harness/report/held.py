@@ -11,7 +11,7 @@ from typing import NamedTuple
 from harness.errors import StoreError
 from harness.records.absent import absent_beside
 from harness.records.record import Record
-from harness.records.store import KEY_DIGITS, read_record
+from harness.records.store import KEY_DIGITS, read_record, record_files
 
 MOST_NAMED = 4
 ALL, JOINED = "all", "joined"  # reports of `bitsweep report`, which belong to no experiment
@@ -64,7 +64,7 @@ def of_earlier(
     wanted = {row.key for row in held if row.key} - coming
     ends = {row.cell_key[:KEY_DIGITS] for row in held if row.key in wanted}
     found, said = [], []
-    for path in sorted((results / "cells").glob("*/*.json")):
+    for path in record_files(results):
         if path.parent.name[-KEY_DIGITS:] in ends:
             try:
                 found.append(read_record(path))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from harness.errors import ConfigError
 from harness.report.latex_letters import escaped
@@ -280,6 +281,7 @@ def _cell_width(cell: Cell) -> float:
     return _text_width(cell.text) * (1.16 if cell.best else 1.0) + marks
 
 
+@lru_cache(maxsize=4096)  # names of rows stand in every table
 def _text_width(text: str) -> float:
     """About the width of a text in Computer Modern at 10 pt."""
     return sum(map(_letter_width, text))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 _LETTERS = {
     "\\": r"\textbackslash{}",
@@ -97,6 +98,7 @@ _RAISED = {
 }
 
 
+@lru_cache(maxsize=4096)  # names of rows stand in every table
 def escaped(text: str) -> str:
     """A text as LaTeX. Letters that pdflatex lacks are kept for lualatex and xelatex."""
     text = re.sub(r"[ \t\r\n]+", " ", text).strip()

@@ -42,13 +42,15 @@ def leading_rows(
     return [row for row in of if row in first]
 
 
-def leading_methods(rows: Sequence[Row], declared: Mapping[str, SuiteTable]) -> list[Row]:
-    """The rows of at most MOST_METHODS methods, and of full precision, in the order of tables."""
+def leading_methods(
+    rows: Sequence[Row], declared: Mapping[str, SuiteTable], most: int = MOST_METHODS
+) -> list[Row]:
+    """The rows of at most `most` methods, and of full precision, in the order of tables."""
     names = {row.name for row in rows if not row.full_precision}
-    if len(names) <= MOST_METHODS:
+    if len(names) <= most:
         return list(rows)
     order = dict.fromkeys(row.name for row in ranked(rows, declared) if not row.full_precision)
-    first = set(list(order)[:MOST_METHODS])
+    first = set(list(order)[:most])
     return [row for row in rows if row.full_precision or row.name in first]
 
 

@@ -8,6 +8,7 @@ for harness.report.differences to say.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -127,13 +128,11 @@ def dominators(rows: Sequence[Row], cost: Axis, quality: Axis) -> dict[int, int 
         if not front or points[index][1] < points[front[-1]][1]:
             front.append(index)
     found: dict[int, int | None] = {}
+    costs = [points[each][0] for each in front]
     for index, (x, y) in points.items():
-        beats = [
-            each
-            for each in front
-            if points[each][0] <= x and points[each][1] <= y and points[each] != (x, y)
-        ]
-        found[index] = beats[-1] if beats else None
+        # The last on the front that costs no more is the best of these.
+        best = front[bisect_right(costs, x) - 1]
+        found[index] = best if points[best][1] <= y and points[best] != (x, y) else None
     return found
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from harness.report.columns import Shown, SuiteTable
-from harness.report.leading import leading_methods
+from harness.report.leading import MOST_METHODS, leading_methods
 from harness.report.pareto import Axis, cost_axes, dominators, quality_axis, quality_columns
 from harness.report.plot_style import add_legend, panels_in
 from harness.report.plots import (
@@ -16,11 +16,14 @@ from harness.report.plots import (
     REFERENCE,
     Plot,
     colour_of,
-    kind_name,
+    kind_handle,
     kind_of,
     kinds_of,
     marker_of,
     others_handle,
+    told_apart,
+    turn_of,
+    turns_in,
 )
 from harness.report.rows import Row
 
@@ -28,7 +31,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis as Scale
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
 NAME, TITLE = "pareto", "Pareto fronts"
 FAR = 3.0  # an axis is logarithmic where the largest value is more than so many times the smallest
@@ -69,7 +71,7 @@ def pareto_figure(
     Of many methods, those on the most fronts have colours.
     """
     figure, panels = panels_in(len(pairs), 0.3)
-    told = leading_methods(rows, declared)
+    told = leading_methods(rows, declared, min(MOST_METHODS, told_apart(rows)))
     for panel, pair in zip(panels, pairs, strict=True):
         _panel(panel, rows, told, *pair)
     figure.suptitle(rows[0].model, fontsize=9.5, fontweight="bold")
@@ -89,7 +91,12 @@ def _panel(panel: Axes, rows: list[Row], told: list[Row], cost: Axis, quality: A
     quantized = [row for row in rows if not row.full_precision]
     names = {row.name for row in told if not row.full_precision}
     colours = {name: colour_of(name, told) for name in names}
-    markers = {kind: marker_of(kind, rows) for kind in kinds_of(quantized)}
+    turns = {name: turn_of(name, told) for name in names}
+    markers = {
+        (kind, turn): marker_of(kind, rows, turn)
+        for kind in kinds_of(quantized)
+        for turn in {0, *turns.values()}
+    }
     points = {
         index: (cost.value(rows[index]) or 0.0, factor * (quality.value(rows[index]) or 0.0))
         for index in found
@@ -102,7 +109,9 @@ def _panel(panel: Axes, rows: list[Row], told: list[Row], cost: Axis, quality: A
     for index, point in points.items():
         row = rows[index]
         colour = REFERENCE if row.full_precision else colours.get(row.name, OTHERS["color"])
-        marker = FULL_MARKER if row.full_precision else markers[kind_of(row)]
+        marker = FULL_MARKER
+        if not row.full_precision:
+            marker = markers[kind_of(row), turns.get(row.name, 0)]
         filling = "white" if found[index] is not None else colour
         alike.setdefault((colour, marker, filling), []).append(point)
     # What has no colour of its own lies below the rest.
@@ -142,29 +151,27 @@ def _label(axis: Scale, values: Sequence[float]) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _handles(shown: list[Row], rows: list[Row], told: list[Row]) -> list[Line2D]:
+def _handles(shown: list[Row], rows: list[Row], told: list[Row]) -> list[Any]:
     """What the legend explains of the rows that are shown; `told` have colours."""
     from matplotlib.lines import Line2D
 
     quantized = [row for row in shown if not row.full_precision]
     plain: dict[str, Any] = {"linestyle": "none"}
     coloured = {row.name for row in told}
-    handles = [
-        Line2D([], [], color=colour_of(name, told), marker="o", label=name, **plain)
-        for name in dict.fromkeys(row.name for row in quantized if row.name in coloured)
-    ]
+    kinds, turns = kinds_of(quantized), turns_in(told)
+    handles: list[Any] = []
+    for name in dict.fromkeys(row.name for row in quantized if row.name in coloured):
+        marker = marker_of(kinds[0], rows, turn_of(name, told)) if len(turns) > 1 else "o"
+        handles.append(
+            Line2D([], [], color=colour_of(name, told), marker=marker, label=name, **plain)
+        )
     handles += others_handle([row for row in quantized if row.name not in coloured])
     full = next((row for row in shown if row.full_precision), None)
     if full is not None:
         handles.append(
             Line2D([], [], color=REFERENCE, marker=FULL_MARKER, label=full.scheme_label, **plain)
         )
-    handles += [
-        Line2D(
-            [], [], color="#777777", marker=marker_of(kind, rows), label=kind_name(kind), **plain
-        )
-        for kind in kinds_of(quantized)
-    ]
+    handles += [kind_handle(kind, rows, turns) for kind in kinds]
     hollow = {**plain, "marker": "o", "markerfacecolor": "white", "color": GREY}
     handles.append(Line2D([], [], label="dominated", **hollow))
     handles.append(Line2D([], [], color=REFERENCE, linestyle=":", label="front"))

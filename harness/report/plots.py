@@ -1,4 +1,4 @@
-"""The plots of columns: figures against bits per weight, or by row with their spread.
+"""The plots of columns against bits per weight, and the looks of methods and schemes in all plots.
 
 Uses no pyplot and no global state. The same rows give the same bytes of PNG and SVG.
 """
@@ -11,12 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.report.columns import AgainstBits, ByRow
+from harness.report.columns import AgainstBits
 from harness.report.plot_style import (
     add_legend,
     error_handle,
     logarithmic,
-    new_figure,
     own_style,
     panels_in,
     save,
@@ -35,7 +34,8 @@ if TYPE_CHECKING:
 # calibration and the first one with it have fixed colours in all plots.
 UNCALIBRATED, CALIBRATED = "#D55E00", "#0072B2"
 MORE_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*", "p", "<", ">", "h", "d", "8", "H")
+TURNS = 3  # sets of markers, of methods whose colours come again; no factor of those colours
 REFERENCE = "#555555"
 OTHERS: dict[str, Any] = {"color": "#c4c4c4", "marker": ".", "markersize": 3.0, "zorder": 0.9}
 DASHES = ("-", ":", "-.", (0, (5, 1)))
@@ -125,7 +125,7 @@ def _bits_panel(
             for row in series
             if row.bits_per_weight is not None
         ]
-        style = {**line_of(method, rows), "marker": marker_of(kind, rows)}
+        style = {**line_of(method, rows), "marker": marker_of(kind, rows, turn_of(method, rows))}
         _draw_series(panel, [each for each in points if each[1].value <= ceiling], factor, style)
         colour = style["color"]
         beyond += [(bits, each.value, colour) for bits, each in points if each.value > ceiling]
@@ -164,7 +164,9 @@ def _draw_published(
             [bits],
             [factor * value],
             linestyle="none",
-            marker="o" if row.full_precision else marker_of(kind_of(row), rows),
+            marker="o"
+            if row.full_precision
+            else marker_of(kind_of(row), rows, turn_of(row.name, rows)),
             color=REFERENCE if row.full_precision else colour_of(row.name, rows),
             markerfacecolor="white",
             markersize=7,
@@ -235,26 +237,26 @@ def _axis_of_bits(panel: Axes, bits: list[float]) -> None:
 
 def _bits_handles(
     rows: list[Row], keys: Sequence[FigureKey] | Mapping[FigureKey, str], hollow: bool
-) -> list[Line2D]:
+) -> list[Any]:
     """What the legend explains: methods, full precision, kinds of schemes, published figures."""
     from matplotlib.lines import Line2D
 
     shown = [row for row in rows if any(key in row.figures for key in keys)]
     quantized = [row for row in shown if not row.full_precision]
-    handles = [
-        Line2D([], [], label=method, **line_of(method, rows))
-        for method in dict.fromkeys(row.name for row in quantized)
-    ]
+    kinds = kinds_of(quantized)
+    turns = turns_in(rows)
+    handles: list[Any] = []
+    for method in dict.fromkeys(row.name for row in quantized):
+        handle = Line2D([], [], label=method, **line_of(method, rows))
+        if len(turns) > 1:
+            handle.set_marker(marker_of(kinds[0], rows, turn_of(method, rows)))
+        handles.append(handle)
     if len(quantized) < len(shown):
         full = next(row for row in shown if row.full_precision)
         handles.append(
             Line2D([], [], color=REFERENCE, linestyle="--", linewidth=1.0, label=full.scheme_label)
         )
-    for kind in kinds_of(quantized):
-        marker = marker_of(kind, rows)
-        handles.append(
-            Line2D([], [], color="#777777", marker=marker, linestyle="none", label=kind_name(kind))
-        )
+    handles += [kind_handle(kind, rows, turns) for kind in kinds]
     handles.append(error_handle())
     if hollow:
         style: dict[str, Any] = {
@@ -267,59 +269,14 @@ def _bits_handles(
     return handles
 
 
-def by_row_figure(
-    rows: list[Row], keys: Sequence[FigureKey], plot: ByRow, said: str = ""
-) -> Figure:
-    """One line per row: the figure (filled, p10 to p90) and the second metric (hollow).
-
-    said  after the name of the model, which rows these are.
-    """
+def kind_handle(kind: str, rows: list[Row], turns: Sequence[int]) -> tuple[Line2D, ...]:
+    """The entry of a legend for a kind of scheme: its marker in each set of them."""
     from matplotlib.lines import Line2D
-    from matplotlib.ticker import FixedFormatter, FixedLocator
 
-    lines = measured_rows(rows, keys, plot)
-    figure = new_figure(6.4, 0.27 * len(lines) + 1.5)
-    panel = figure.subplots()
-    for height, (row, found, beside) in enumerate(reversed(lines)):
-        colour = REFERENCE if row.full_precision else colour_of(row.name, rows)
-        low, high = found.low or found.value, found.high or found.value
-        panel.plot([low, high], [height, height], color=colour, alpha=0.55, linewidth=2.8)
-        panel.plot([found.value], [height], "o", color=colour)
-        if beside is not None:
-            panel.plot([beside.value], [height], "o", color=REFERENCE, markerfacecolor="white")
-    names = [f"{row.name}  {row.scheme_label}" for row, *_ in reversed(lines)]
-    panel.yaxis.set_major_locator(FixedLocator(range(len(lines))))
-    panel.yaxis.set_major_formatter(FixedFormatter(names))
-    panel.set_xlim(left=0)
-    panel.set_ylim(-0.6, len(lines) - 0.4)  # no marker cut by the axis
-    panel.grid(visible=False, axis="y")
-    panel.set_xlabel(plot.axis)
-    panel.set_title(f"{rows[0].model}{said}", fontsize=9.5, fontweight="bold")
-    if plot.beside is not None and any(beside is not None for *_, beside in lines):
-        hollow = Line2D(
-            [],
-            [],
-            color=REFERENCE,
-            marker="o",
-            markerfacecolor="white",
-            linestyle="none",
-            label=plot.beside[1],
-        )
-        figure.legend(handles=[hollow], loc="outside lower right")
-    return figure
-
-
-def measured_rows(
-    rows: list[Row], keys: Sequence[FigureKey], plot: ByRow
-) -> list[tuple[Row, Measured, Measured | None]]:
-    """(row, its figure, its second metric) of all rows with the figure."""
-    measured = []
-    for row in rows:
-        key = next((key for key in keys if key in row.figures), None)
-        if key is not None:
-            other = None if plot.beside is None else (key[0], key[1], plot.beside[0])
-            measured.append((row, row.figures[key], row.figures.get(other) if other else None))
-    return measured
+    style: dict[str, Any] = {"color": "#777777", "linestyle": "none", "label": kind_name(kind)}
+    if len(turns) > 1:
+        style["markersize"] = 3.5  # so that they stand beside each other
+    return tuple(Line2D([], [], marker=marker_of(kind, rows, turn), **style) for turn in turns)
 
 
 def against_bits(rows: list[Row], key: FigureKey) -> bool:
@@ -355,9 +312,31 @@ def kinds_of(rows: list[Row]) -> list[str]:
     return sorted({kind_of(row) for row in rows if not row.full_precision})
 
 
-def marker_of(kind: str, rows: list[Row]) -> str:
-    """The marker of a kind of scheme."""
-    return MARKERS[kinds_of(rows).index(kind) % len(MARKERS)]
+def marker_of(kind: str, rows: list[Row], turn: int = 0) -> str:
+    """The marker of a kind of scheme in a set of them (turn_of)."""
+    kinds = kinds_of(rows)
+    return MARKERS[(turn * len(kinds) + kinds.index(kind)) % len(MARKERS)]
+
+
+def turn_of(name: str, rows: list[Row]) -> int:
+    """The set of markers of a method: where colours come again, neighbours have others.
+
+    No two of told_apart(rows) methods have one colour and one set.
+    """
+    order = colour_order(rows)
+    place = order.index(name) - 2
+    return place % TURNS if len(order) - 2 > len(MORE_COLOURS) and place > 0 else 0
+
+
+def turns_in(rows: list[Row]) -> list[int]:
+    """The sets of markers that the methods of rows have."""
+    return sorted({turn_of(row.name, rows) for row in rows if not row.full_precision})
+
+
+def told_apart(rows: list[Row]) -> int:
+    """How many methods can be told apart by colour and marker, with the kinds of scheme in rows."""
+    sets = len(MARKERS) // max(1, len(kinds_of(rows)))
+    return 2 + len(MORE_COLOURS) * (TURNS if sets >= TURNS else 1)
 
 
 def colour_of(name: str, rows: list[Row]) -> str:

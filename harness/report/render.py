@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from harness.report.screen_panel import Panel, ScreenColumn
@@ -87,34 +88,31 @@ def _markdown(text: str) -> str:
 def to_csv(table: Table) -> str:
     """CSV with all digits of figures, and columns for standard errors, percentiles and seeds."""
     table = table.csv or table
-    suffix = {"stderr": "stderr", "low": "p10", "high": "p90", "spread": "sd_seeds"}
-    extras = {
-        index: [
-            name
-            for name in suffix
-            if any(getattr(row[index], name) is not None for row in table.rows)
-        ]
-        for index in range(len(table.columns))
-    }
-    noted = any(cell.marks for row in table.rows for cell in row)
     header: list[str] = []
+    columns: list[list[float | str | None]] = []
     for index, column in enumerate(table.columns):
-        header += [column.name, *(f"{column.name}_{suffix[name]}" for name in extras[index])]
-    header += ["footnotes"] * noted
+        cells = [row[index] for row in table.rows]
+        for name, ending in _OF_A_CELL.items():
+            values = list(map(attrgetter(name), cells))
+            if name == "value" or any(each is not None for each in values):
+                header.append(column.name + ending)
+                columns.append(values)
+    marks = [sorted({mark for cell in row for mark in cell.marks}) for row in table.rows]
+    if any(marks):
+        header.append("footnotes")
+        columns.append([" | ".join(table.footnotes[mark - 1] for mark in each) for each in marks])
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
+    writer = csv.writer(buffer, lineterminator="\n")  # floats with all digits, None as nothing
     writer.writerow(header)
-    for row in table.rows:
-        line: list[str] = []
-        for index, cell in enumerate(row):
-            line.append(_exact(cell.value))
-            line += [_exact(getattr(cell, name)) for name in extras[index]]
-        if noted:
-            marks = sorted({mark for cell in row for mark in cell.marks})
-            line.append(" | ".join(table.footnotes[mark - 1] for mark in marks))
-        writer.writerow(line)
+    writer.writerows(zip(*columns, strict=True))
     return buffer.getvalue()
 
 
-def _exact(value: float | str | None) -> str:
-    return "" if value is None else (repr(value) if isinstance(value, float) else value)
+# What the CSV has of a cell, and how the names of those columns end.
+_OF_A_CELL = {
+    "value": "",
+    "stderr": "_stderr",
+    "low": "_p10",
+    "high": "_p90",
+    "spread": "_sd_seeds",
+}

@@ -179,14 +179,15 @@ def _told_apart(rows: Sequence[Row]) -> list[Row]:
 def _several_artifacts(entries: list[dict[str, Any]]) -> list[str]:
     """A sentence for each cell with figures of more than one artifact."""
     found: dict[str, set[str]] = {}
-    names: dict[str, str] = {}
+    named: dict[str, dict[str, Any]] = {}
     for entry in entries:
         if entry["artifact"]:
             key = entry["cell_key"]
             found.setdefault(key, set()).add(entry["artifact"])
-            names[key] = f"{entry['label']} {entry['scheme']}, seed {entry['seed']}"
+            named[key] = entry
     return [
-        f"{names[key]}: its figures are of {len(artifacts)} artifacts of one key "
+        "{label} {scheme}, seed {seed}: ".format_map(named[key])
+        + f"its figures are of {len(artifacts)} artifacts of one key "
         f"({', '.join(sorted(each[:8] for each in artifacts))}), which differ by the machines that "
         "made them: measure them again in one place."
         for key, artifacts in found.items()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from harness.records.record import Record
-from harness.report.assemble import tables_of_model
-from harness.report.columns import SuiteTable
+from harness.report.assemble import OfModel, tables_of_model
 from harness.report.frame import from_records
 from harness.report.latex import to_latex
 from harness.report.origin import error_table, origin_notes
@@ -37,15 +36,6 @@ def summary_tables(frame: pd.DataFrame, suites: Mapping[str, Suite] = NO_SPECS) 
     return tables_of(models_of(every.rows, suites), every.notes)
 
 
-@dataclass(frozen=True)
-class OfModel:
-    """The rows of one model, and the tables that their suites declare."""
-
-    name: str
-    rows: list[Row]
-    declared: Mapping[str, SuiteTable]
-
-
 def models_of(rows: Sequence[Row], suites: Mapping[str, Suite] = NO_SPECS) -> list[OfModel]:
     """The rows by model, in the order of names."""
     found: dict[str, list[Row]] = {}
@@ -60,7 +50,7 @@ def tables_of(models: Sequence[OfModel], notes: Sequence[str]) -> list[Table]:
     """The tables of summary_tables, from rows and the notes on them."""
     tables = []
     for each in models:
-        made = tables_of_model(each.name, each.rows, each.declared, notes)
+        made = tables_of_model(each, notes)
         made += filter(None, [error_table(each.name, each.rows)])
         said = origin_notes(each.rows)
         tables += [replace(table, notes=[*table.notes, *said]) for table in made]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.records.record import NOT_AVAILABLE
-from harness.report.assemble import joined_tables
+from harness.report.assemble import OfModel
 from harness.report.columns import AgainstBits, Shown
 from harness.report.curves import Point, curve_name, curves_of
 from harness.report.pareto import context_of, serving_in
@@ -69,24 +69,21 @@ class Gathered:
         return [cell.text, value, cell.stderr, int(cell.best), marks]
 
 
-def gather(
-    rows: Sequence[Row], suites: Mapping[str, Suite]
-) -> tuple[Gathered, list[dict[str, Any]]]:
+def gather(models: Sequence[OfModel]) -> tuple[Gathered, list[dict[str, Any]]]:
     """The columns of all tables with a line a row, and the entries of all cells, in order.
 
-    rows  one a cell, from read_rows(..., by_cell=True).
+    models  with rows of one cell each.
     """
     gathered = Gathered()
     servings: dict[str, Serving | None] = {}
-    for model in dict.fromkeys(row.model for row in rows):
-        mine = [row for row in rows if row.model == model]
-        declared = declared_tables(mine, suites)
-        servings |= {row.cells[0]: serving_in(declared, row) for row in mine}
-        compared = {name for name, table in declared.items() if table.compared}
-        for table, shown in joined_tables(model, mine, declared):
-            gathered.add(table, shown, mine, compared)
+    for model in models:
+        servings |= {row.cells[0]: serving_in(model.declared, row) for row in model.rows}
+        compared = {name for name, table in model.declared.items() if table.compared}
+        for each in model.joined:
+            gathered.add(each.table, each.shown, model.rows, compared)
+    rows = [row for model in models for row in model.rows]
     names = list(gathered.columns)
-    colours = colour_order(list(rows))
+    colours = colour_order(rows)
     return gathered, [
         _cell(row, gathered, names, colours) | _serving(servings[row.cells[0]]) for row in rows
     ]

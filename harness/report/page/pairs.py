@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations, groupby
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain, combinations, groupby, islice
 from typing import Any
 
 from harness.paired.comparison import (
@@ -17,17 +17,33 @@ from harness.report.rows import FigureKey, Row
 
 MOST = 4000  # comparisons in a page: all pairs of about 50 cells with three figures
 
-# Which pairs are compared where all would be too many: the first rule that fits.
-RULES: tuple[tuple[str, Callable[[Row, Row], bool]], ...] = (
-    ("all pairs of one model", lambda _one, _other: True),
-    (
-        "pairs of one bit width, and all with full precision",
-        lambda one, other: one.bits == other.bits or one.full_precision or other.full_precision,
-    ),
-    (
-        "pairs with full precision",
-        lambda one, other: one.full_precision or other.full_precision,
-    ),
+Pair = tuple[int, int]
+Rule = Callable[[Sequence[Row], Sequence[int]], Iterator[Pair]]
+
+
+def _all(_rows: Sequence[Row], mine: Sequence[int]) -> Iterator[Pair]:
+    return combinations(mine, 2)
+
+
+def _of_one_width(rows: Sequence[Row], mine: Sequence[int]) -> Iterator[Pair]:
+    for i, j in combinations(mine, 2):
+        one, other = rows[i], rows[j]
+        if one.bits == other.bits or one.full_precision or other.full_precision:
+            yield i, j
+
+
+def _with_full_precision(rows: Sequence[Row], mine: Sequence[int]) -> Iterator[Pair]:
+    full = [index for index in mine if rows[index].full_precision]
+    found = {(min(i, j), max(i, j)) for i in full for j in mine if i != j}
+    return iter(sorted(found))
+
+
+# Which pairs are compared where all would be too many: the first rule that fits. A rule gives the
+# pairs among the rows of one model, whose indices ascend.
+RULES: tuple[tuple[str, Rule], ...] = (
+    ("all pairs of one model", _all),
+    ("pairs of one bit width, and all with full precision", _of_one_width),
+    ("pairs with full precision", _with_full_precision),
 )
 
 
@@ -59,21 +75,22 @@ def compared_pairs(rows: Sequence[Row], columns: Mapping[str, FigureKey]) -> dic
 
 def _chosen(
     rows: Sequence[Row], units: Mapping[tuple[str, str], list[int]]
-) -> tuple[str, dict[tuple[str, str], list[tuple[int, int]]]]:
+) -> tuple[str, dict[tuple[str, str], list[Pair]]]:
     """The first rule whose comparisons are at most MOST, or the last one, and its pairs."""
-    for rule in RULES:
-        pairs = {
-            group: [
-                (i, j)
-                for _, mine in groupby(indices, key=lambda index: rows[index].model)
-                for i, j in combinations(mine, 2)
-                if rule[1](rows[i], rows[j])
-            ]
-            for group, indices in units.items()
-        }
-        if sum(map(len, pairs.values())) <= MOST:
-            break
-    return rule[0], pairs
+    by_model = {
+        group: [list(mine) for _, mine in groupby(indices, key=lambda index: rows[index].model)]
+        for group, indices in units.items()
+    }
+
+    def fits(rule: Rule) -> bool:
+        found = (rule(rows, mine) for models in by_model.values() for mine in models)
+        return sum(1 for _ in islice(chain.from_iterable(found), MOST + 1)) <= MOST
+
+    said, rule = next((each for each in RULES if fits(each[1])), RULES[-1])
+    return said, {
+        group: [pair for mine in models for pair in rule(rows, mine)]
+        for group, models in by_model.items()
+    }
 
 
 def _by_units(

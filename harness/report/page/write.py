@@ -12,10 +12,10 @@ from importlib import resources
 from typing import Any
 
 from harness.records.record import Record
+from harness.report.assemble import OfModel
 from harness.report.page.cells import curves, gather
 from harness.report.page.details import details
 from harness.report.page.pairs import compared_pairs
-from harness.report.rows import Rows
 from harness.suites.base import Suite
 
 SCRIPTS = ("elements.js", "table.js", "axes.js", "plots.js", "pareto.js", "cell.js", "page.js")
@@ -23,16 +23,18 @@ SCRIPTS = ("elements.js", "table.js", "axes.js", "plots.js", "pareto.js", "cell.
 
 def page(
     records: Sequence[Record],
-    selection: Rows,
+    models: Sequence[OfModel],
+    notes: Sequence[str],
     title: str,
     made: Sequence[str],
     suites: Mapping[str, Suite],
 ) -> str:
     """The HTML of records.
 
-    selection  their rows, one a cell (harness.report.rows.make_rows).
-    made       sentences on the environments of the records.
-    suites     specs by name, for suites that are not built in.
+    models  their rows, one a cell, by model.
+    notes   sentences on how the rows were chosen.
+    made    sentences on the environments of the records.
+    suites  specs by name, for suites that are not built in.
     """
     import jinja2
     from plotly.offline import get_plotlyjs
@@ -43,7 +45,7 @@ def page(
         return folder.joinpath(name).read_text(encoding="utf-8")
 
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    shown, opened = content(records, selection, made, suites)
+    shown, opened = content(records, models, notes, made, suites)
     return template.from_string(part("page.html")).render(
         title=title,
         style=part("style.css"),
@@ -56,13 +58,14 @@ def page(
 
 def content(
     records: Sequence[Record],
-    selection: Rows,
+    models: Sequence[OfModel],
+    notes: Sequence[str],
     made: Sequence[str],
     suites: Mapping[str, Suite],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the page shows at once, and what it shows of a cell that is opened."""
-    rows = selection.rows
-    gathered, cells = gather(rows, suites)
+    rows = [row for each in models for row in each.rows]
+    gathered, cells = gather(models)
     names = list(gathered.columns)
     tested = {name: gathered.keys[name] for name in names if gathered.columns[name]["compared"]}
     compared = compared_pairs(rows, tested)
@@ -81,7 +84,7 @@ def content(
         "said": list(gathered.said.numbers),
         "compared": compared,
         "curves": curves(rows, suites),
-        "notes": selection.notes,
+        "notes": list(notes),
         "made": list(made),
         "records": len(records),
     }

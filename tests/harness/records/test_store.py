@@ -21,6 +21,7 @@ from harness.records.store import (
     scan_records,
     unique_name,
     write_atomically,
+    write_each,
 )
 
 CELL = CellIdentity(model="tiny", method="rtn", scheme="w4", calibration=None, seed=0)
@@ -149,6 +150,26 @@ def test_a_write_that_the_kernel_refuses(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(StoreError, match="the disk is full"):
         write_atomically(tmp_path / "file.txt", "text")
     assert not (tmp_path / "file.txt").exists()
+
+
+def test_files_written_together_are_whole_and_have_the_users_permissions(tmp_path: Path) -> None:
+    files = {tmp_path / f"{number % 3}" / f"{number}.txt": f"{number}" for number in range(60)}
+    before = os.umask(0o027)
+    try:
+        write_each(files)
+        assert os.umask(0o027) == 0o027, "the process's own mask is as it was"
+    finally:
+        os.umask(before)
+    found = {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == files, "no temporary file left"
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o640}
+
+
+def test_of_files_written_together_the_first_refused_is_named(tmp_path: Path) -> None:
+    (tmp_path / "in the way").write_text("a file")
+    files = {tmp_path / "in the way" / f"{number}.txt": "" for number in range(20)}
+    with pytest.raises(StoreError, match=r"0\.txt could not be written, a file is in the way"):
+        write_each(files)
 
 
 def test_a_file_in_the_place_of_the_results_folder(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """What plots tell apart where there are more rows than a reader can."""
 
+from dataclasses import replace
+
 import pytest
 
 from harness.records.record import LayerReport
@@ -19,7 +21,16 @@ from harness.report.leading import (
 )
 from harness.report.pareto_plot import chosen_axes, pareto_figure
 from harness.report.plot_style import own_style
-from harness.report.plots import OTHERS, bits_figure, by_row_figure
+from harness.report.plots import (
+    OTHERS,
+    bits_figure,
+    colour_of,
+    kind_of,
+    marker_of,
+    told_apart,
+    turn_of,
+)
+from harness.report.row_plot import by_row_figure
 from harness.report.rows import read_rows
 from harness.suites import latency
 from harness.suites.find import declared_tables
@@ -109,6 +120,43 @@ def test_a_pareto_plot_has_all_points_and_colours_for_the_leading_methods(many) 
     )
     words = [text.get_text() for text in figure.legends[0].get_texts()]
     assert f"and {METHODS - MOST_METHODS} more methods" in words
+
+
+def test_the_legend_gives_every_method_a_colour_and_marker_of_its_own(many) -> None:
+    rows, declared = many
+    costs, qualities = chosen_axes(rows, declared)
+    told = leading_methods(rows, declared)
+    with own_style():
+        pareto = pareto_figure(rows, [(costs[0], qualities[0])], declared)
+        bits = bits_figure(told, {KEY: "perplexity"}, PLOT, rows)
+    for figure in (pareto, bits):
+        legend = figure.legends[0]
+        looks = {
+            (line.get_color(), line.get_marker())
+            for line, text in zip(legend.legend_handles, legend.get_texts(), strict=True)
+            if "number" in text.get_text()
+        }
+        assert len(looks) == MOST_METHODS
+        points = {(line.get_color(), line.get_marker()) for line in figure.axes[0].lines}
+        assert looks <= points
+
+
+@pytest.mark.parametrize("kinds", [1, 2, 3, 5, 6, 8])
+def test_no_two_series_share_colour_and_marker(many, kinds: int) -> None:
+    """20 methods, the first without calibration, each with so many kinds of scheme."""
+    rows = [
+        replace(row, scheme=f"w4_g{2**kind}", calibration=row.calibration if number else None)
+        for number, row in enumerate(many[0][1:21])
+        for kind in range(kinds)
+    ]
+    names = list(dict.fromkeys(row.name for row in rows))[: min(MOST_METHODS, told_apart(rows))]
+    told = [row for row in rows if row.name in names]
+    looks = {
+        (colour_of(row.name, told), marker_of(kind_of(row), rows, turn_of(row.name, told)))
+        for row in told
+    }
+    assert len(looks) == len(told) == kinds * len(names)
+    assert len(names) == (MOST_METHODS if kinds <= 5 else 7)
 
 
 def test_curves_show_some_rows_say_so_and_no_two_look_alike(many) -> None:

@@ -14,6 +14,7 @@ from harness.records.record import Failure, Record
 from harness.report.frame import from_records
 from harness.report.page.write import page
 from harness.report.rows import make_rows, select
+from harness.report.tables import models_of
 from tests.harness.report.conftest import accuracy, cell_records, make_record, perplexity
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -69,7 +70,10 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     found = records()
     rows = make_rows(select(from_records(found)), by_cell=True)
     file = tmp_path_factory.mktemp("page") / "report.html"
-    file.write_text(page(found, rows, "A sweep", ["Made-up CPU, 2 cores"], {}), encoding="utf-8")
+    file.write_text(
+        page(found, models_of(rows.rows), rows.notes, "A sweep", ["Made-up CPU, 2 cores"], {}),
+        encoding="utf-8",
+    )
     return file.as_uri()
 
 
@@ -340,7 +344,7 @@ def test_five_hundred_cells_are_there_in_two_seconds(browser: Any, tmp_path: Pat
     ]
     file = tmp_path / "report.html"
     rows = make_rows(select(from_records(some)), by_cell=True)
-    file.write_text(page(some, rows, "Many", [], {}), encoding="utf-8")
+    file.write_text(page(some, models_of(rows.rows), rows.notes, "Many", [], {}), encoding="utf-8")
     found = _open(browser, file.as_uri())
     assert len(found.column(1)) == 500
     assert found("performance.getEntriesByType('navigation')[0].domInteractive") < 2000

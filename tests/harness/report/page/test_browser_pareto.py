@@ -11,6 +11,7 @@ from harness.records.record import Metric, Record
 from harness.report.frame import from_records
 from harness.report.page.write import page
 from harness.report.rows import make_rows, select
+from harness.report.tables import models_of
 from tests.harness.report.conftest import make_record, perplexity, serving_metrics
 from tests.harness.report.page import test_browser
 from tests.harness.report.page.test_browser import Page, browser
@@ -51,7 +52,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     found = records()
     rows = make_rows(select(from_records(found)), by_cell=True)
     file = tmp_path_factory.mktemp("page") / "report.html"
-    file.write_text(page(found, rows, "A sweep", [], {}), encoding="utf-8")
+    file.write_text(
+        page(found, models_of(rows.rows), rows.notes, "A sweep", [], {}), encoding="utf-8"
+    )
     return file.as_uri()
 
 

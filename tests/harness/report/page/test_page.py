@@ -17,6 +17,7 @@ from harness.report.differences import difference_text, flips_text, p_text
 from harness.report.page import pairs
 from harness.report.page.write import content, page
 from harness.report.rows import make_rows, select
+from harness.report.tables import models_of
 
 HOSTILE = "</script><img src=x onerror=alert(1)>&\u2028'\""
 
@@ -47,7 +48,7 @@ class Elements(HTMLParser):
 
 def made(records: list[Record]) -> tuple[dict[str, Any], dict[str, Any]]:
     rows = make_rows(select(from_records(records)), by_cell=True)
-    return content(records, rows, ["A machine"], {})
+    return content(records, models_of(rows.rows), rows.notes, ["A machine"], {})
 
 
 def written(records: list[Record], title: str = "A sweep") -> str:
@@ -59,7 +60,7 @@ def written(records: list[Record], title: str = "A sweep") -> str:
 
 def whole_page(records: list[Record], title: str = "A sweep") -> str:
     rows = make_rows(select(from_records(records)), by_cell=True)
-    return page(records, rows, title, ["A machine"], {})
+    return page(records, models_of(rows.rows), rows.notes, title, ["A machine"], {})
 
 
 def cell_of(shown: dict[str, Any], method: str, scheme: str) -> dict[str, Any]:

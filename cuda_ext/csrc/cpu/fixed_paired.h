@@ -1,9 +1,9 @@
 // Sums of units for fixed_template.h, which includes this, from words of two rows in turn: the words
 // take the first step of merging lanes, once for all blocks that they hold, and not the sums of
-// every unit. The fewer the bits, the more blocks share it.
+// every unit. The fewer the bits, the more blocks share it. x lies as often (fixed_template.h).
 //
 // Isa is Whole; besides, it has: lower and upper (of every four words of two rows the first two, or
-// the other two, row by row), twice<upper> (the same of one row in memory with itself).
+// the other two, row by row).
 #pragma once
 
 namespace bitsweep {
@@ -16,7 +16,7 @@ struct PairedTile {
   using Words = Ints[2][kPairs];  // lower, upper
   Words words;  // of the last unit that was taken
   FilledChunk<Bits> filled;
-  const uint32_t *chunk, *held;  // held: what filled says of the chunk
+  const uint32_t *chunk, *held;  // held: the chunk with all words that x asks for
 
   PairedTile(const Weight& weight, int64_t tile)
       : chunk(weight.tiles + tile * weight.units * kUnitWords) {}

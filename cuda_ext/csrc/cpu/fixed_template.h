@@ -61,8 +61,8 @@ int unit_blocks(const Weight& weight) {
 }
 
 // x of a unit: of every block and part of its lanes hi, then lo, two numbers a word in the order of
-// the inputs; then the sums of hi and of lo as floats, once for each row of a tile. Behind all units
-// lie their scales.
+// the inputs, each twice for words in pairs of rows; then the sums of hi and of lo as floats, once
+// for each row of a tile. Behind all units lie their scales.
 constexpr bool is_paired(int64_t blocks) { return kParts == 1 && blocks <= 2; }
 constexpr int64_t block_words(int64_t blocks) { return (is_paired(blocks) ? 4 : 2) * kLanes; }
 constexpr int64_t kSumWords = 2 * kTileRows;
@@ -238,8 +238,8 @@ BITSWEEP_INLINE void fetch_ahead(const uint32_t* unit) {
     __builtin_prefetch(unit + kAheadWords + row * kLanes);
 }
 
-// The words of a chunk. With 3 bits the last unit of x may be filled up with blocks whose words are left
-// out of the tile: that chunk is copied and filled up, too.
+// The words of a chunk. With 3 bits the last unit of x may be filled up with blocks whose words are
+// left out of the tile: that chunk is copied and filled up, too.
 template <int Bits>
 struct FilledChunk {
   alignas(64) uint32_t whole[Bits == 3 ? 3 * kUnitWords : 1];
@@ -272,8 +272,8 @@ template <int Bits, int U>
 using Tile = std::conditional_t<
     is_paired(U), PairedTile<Bits, Whole>, PlainTile<Bits, Whole>>;
 
-// The outputs of a tile, of the sums of hi and of lo. All 8 at once where that is all there is to do:
-// one by one they took as long as the products of two units.
+// The outputs of a tile, of the sums of hi and of lo; all 8 at once where that is all there is to
+// do: one by one they took as long as the products of two units.
 BITSWEEP_INLINE void put_rows(const Product& product, int64_t tile, const Reals (&total)[kHalves]) {
   const auto& head = *reinterpret_cast<const FixedHead*>(product.fixed);
   alignas(64) float y[2 * kTileRows];

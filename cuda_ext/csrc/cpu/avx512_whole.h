@@ -79,10 +79,6 @@ struct Whole {
   static I merge_words(I a, I b) { return add(lower(a, b), upper(a, b)); }
   static I lower(I a, I b) { return _mm512_unpacklo_epi32(a, b); }
   static I upper(I a, I b) { return _mm512_unpackhi_epi32(a, b); }
-  template <int upper>
-  static I twice(const int32_t* at) {
-    return _mm512_shuffle_epi32(load(at), upper ? _MM_PERM_DDCC : _MM_PERM_BBAA);
-  }
   static I merge_pairs(I a, I b) {
     return add(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
   }

@@ -1,9 +1,9 @@
 // Sums of units for fixed_template.h, which includes this, from words of two rows in turn: the words
 // take the first step of merging lanes, once for all blocks that they hold, and not the sums of
-// every unit. The fewer the bits, the more blocks share it.
+// every unit. The fewer the bits, the more blocks share it. x lies as often (fixed_template.h).
 //
 // Isa is Whole; besides, it has: lower and upper (of every four words of two rows the first two, or
-// the other two, row by row), twice<upper> (the same of one row in memory with itself).
+// the other two, row by row).
 #pragma once
 
 namespace bitsweep {
@@ -14,44 +14,36 @@ constexpr int kPairs = kTileRows / 2;  // of rows
 template <int Bits, class Isa>
 struct PairedTile {
   using Words = Ints[2][kPairs];  // lower, upper
-  Words words;                    // of the last unit that was taken
-  Words kept[2];                  // 3 bits: of the two units before the third of a chunk
-  const uint32_t* chunk;
-  int64_t held;  // units of the tile from this chunk on
+  Words words;  // of the last unit that was taken
+  FilledChunk<Bits> filled;
+  const uint32_t *chunk, *held;  // held: the chunk with all words that x asks for
 
   PairedTile(const Weight& weight, int64_t tile)
-      : chunk(weight.tiles + tile * weight.units * kUnitWords), held(weight.units) {}
+      : chunk(weight.tiles + tile * weight.units * kUnitWords) {}
 
-  BITSWEEP_INLINE void begin(int64_t, int64_t) {}
+  BITSWEEP_INLINE void begin(int64_t count, int64_t U) { held = filled.of(chunk, count, U); }
 
-  template <int unit>
-  BITSWEEP_INLINE void take() {
-    const uint32_t* from = chunk + unit * kUnitWords;
-    fetch_ahead(from);
-    each_of<kPairs>([&](auto pair) __attribute__((always_inline)) {
-      const Ints one = Isa::load(from + 2 * pair * kLanes);
-      const Ints other = Isa::load(from + (2 * pair + 1) * kLanes);
-      words[0][pair] = Isa::lower(one, other);
-      words[1][pair] = Isa::upper(one, other);
-    });
+  // Words of block B, of a row: those of its unit, or its codes where they straddle.
+  template <int B>
+  BITSWEEP_INLINE Ints words_of(int row) const {
+    const uint32_t* at = held + row * kLanes;
+    if constexpr (straddles(Bits, B))
+      return Isa::top_bits(
+          Isa::load(at), Isa::load(at + kUnitWords), Isa::load(at + 2 * kUnitWords));
+    else
+      return Isa::load(at + unit_of(Bits, B) * kUnitWords);
   }
 
   template <int B>
   BITSWEEP_INLINE void take_new() {
     constexpr int unit = unit_of(Bits, B);
-    if constexpr (!straddles(Bits, B) && (B == 0 || unit_of(Bits, B - 1) != unit)) {
-      if (unit < held) {
-        take<unit>();
-      } else {  // x is filled up with blocks whose words are left out of the tile
-        each_of<kPairs>([&](auto pair) __attribute__((always_inline)) {
-          words[0][pair] = words[1][pair] = Isa::zero();
-        });
-      }
-      if constexpr (Bits == 3 && unit < 2) {
-        std::memcpy(kept[unit], words, sizeof words);
-        // Else GCC keeps them in registers, of which it has too few.
-        asm volatile("" : "+m"(kept[unit]));
-      }
+    if constexpr (B == 0 || straddles(Bits, B) || unit_of(Bits, B - 1) != unit) {
+      if constexpr (!straddles(Bits, B)) fetch_ahead(chunk + unit * kUnitWords);
+      each_of<kPairs>([&](auto pair) __attribute__((always_inline)) {
+        const Ints one = words_of<B>(2 * pair), other = words_of<B>(2 * pair + 1);
+        words[0][pair] = Isa::lower(one, other);
+        words[1][pair] = Isa::upper(one, other);
+      });
     }
   }
 
@@ -59,10 +51,8 @@ struct PairedTile {
   template <int B>
   BITSWEEP_INLINE Ints codes(int upper, int pair) const {
     const Ints word = words[upper][pair];
-    if constexpr (straddles(Bits, B))
-      return Isa::top_bits(kept[0][upper][pair], kept[1][upper][pair], word);
-    else
-      return codes_in<Bits, B>(word);
+    if constexpr (straddles(Bits, B)) return word;
+    else return codes_in<Bits, B>(word);
   }
 
   template <int U, int B0>
@@ -71,11 +61,11 @@ struct PairedTile {
     each_of<U>([&](auto i) __attribute__((always_inline)) {
       constexpr int B = B0 + decltype(i)::value;
       take_new<B>();
-      const int32_t* at = x + i * kBlockWords;
+      const int32_t* at = x + i * block_words(U);
       each_of<2>([&](auto upper) __attribute__((always_inline)) {
         constexpr bool begins = B == B0 && decltype(upper)::value == 0;
-        const Ints x_high = Isa::template twice<decltype(upper)::value>(at);
-        const Ints x_low = Isa::template twice<decltype(upper)::value>(at + kWide);
+        Ints x_high = Isa::load(at + upper * kWide), x_low = Isa::load(at + (2 + upper) * kWide);
+        asm("" : "+v"(x_high), "+v"(x_low));  // else some are loaded for every product
         each_of<kPairs>([&](auto pair) __attribute__((always_inline)) {
           const Ints code = codes<B>(upper, pair);
           Ints &high = two[0][pair], &low = two[1][pair];
@@ -93,10 +83,7 @@ struct PairedTile {
     Isa::merge_quarters(four, out);
   }
 
-  BITSWEEP_INLINE void end() {
-    chunk += chunk_units(Bits) * kUnitWords;
-    held -= chunk_units(Bits);
-  }
+  BITSWEEP_INLINE void end() { chunk += chunk_units(Bits) * kUnitWords; }
 };
 
 }  // namespace

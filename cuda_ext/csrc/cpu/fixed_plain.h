@@ -34,7 +34,7 @@ BITSWEEP_INLINE void unit_sums(const uint32_t* chunk, const int32_t* x, Ints (&s
         constexpr int part = decltype(p)::value;
         each_of<U>([&](auto index) __attribute__((always_inline)) {
           constexpr int i = decltype(index)::value;
-          const int32_t* at = x + i * kBlockWords + part * 2 * kWide;
+          const int32_t* at = x + i * block_words(U) + part * 2 * kWide;
           const Ints x_high = Isa::load(at), x_low = Isa::load(at + kWide);
           for (int r = 0; r < R; r++) {
             const Ints code =
@@ -62,26 +62,13 @@ BITSWEEP_INLINE void unit_sums(const uint32_t* chunk, const int32_t* x, Ints (&s
 // Sums of units of one tile, from its words as they lie.
 template <int Bits, class Isa>
 struct PlainTile {
-  alignas(64) uint32_t whole[Bits == 3 ? 3 * kUnitWords : 1];
+  FilledChunk<Bits> filled;
   const uint32_t *chunk, *words;
 
   PlainTile(const Weight& weight, int64_t tile)
       : chunk(weight.tiles + tile * weight.units * kUnitWords) {}
 
-  // A chunk with `count` blocks left, of which U make a unit of x.
-  BITSWEEP_INLINE void begin(int64_t count, int64_t U) {
-    words = chunk;
-    if constexpr (Bits == 3) {
-      // The last unit of x may be filled up with blocks whose words are left out of the tile.
-      const int64_t filled = (count + U - 1) / U * U;
-      const int64_t held = units_for(Bits, count * kBlock);
-      if (count < chunk_blocks(Bits) && units_for(Bits, filled * kBlock) > held) {
-        std::memset(whole, 0, sizeof whole);
-        std::memcpy(whole, chunk, held * kUnitWords * sizeof(uint32_t));
-        words = whole;
-      }
-    }
-  }
+  BITSWEEP_INLINE void begin(int64_t count, int64_t U) { words = filled.of(chunk, count, U); }
 
   template <int U, int B0>
   BITSWEEP_INLINE void sums(const int32_t* x, Ints (&out)[kHalves]) {

@@ -61,11 +61,12 @@ int unit_blocks(const Weight& weight) {
 }
 
 // x of a unit: of every block and part of its lanes hi, then lo, two numbers a word in the order of
-// the inputs; then the sums of hi and of lo as floats, once for each row of a tile. Behind all units
-// lie their scales.
-constexpr int64_t kBlockWords = 2 * kLanes;
+// the inputs, each twice for words in pairs of rows; then the sums of hi and of lo as floats, once
+// for each row of a tile. Behind all units lie their scales.
+constexpr bool is_paired(int64_t blocks) { return kParts == 1 && blocks <= 2; }
+constexpr int64_t block_words(int64_t blocks) { return (is_paired(blocks) ? 4 : 2) * kLanes; }
 constexpr int64_t kSumWords = 2 * kTileRows;
-constexpr int64_t unit_words(int64_t blocks) { return blocks * kBlockWords + kSumWords; }
+constexpr int64_t unit_words(int64_t blocks) { return blocks * block_words(blocks) + kSumWords; }
 
 // Before the units: two factors of every output.
 struct FixedHead {
@@ -112,6 +113,15 @@ int32_t largest_bits(const float* x, int64_t count) {
   return Whole::largest(most);
 }
 
+// A plane of a block for words of two rows in turn: as often as they, lower and upper.
+template <class Isa = Whole>
+void store_twice(int32_t* to, Ints a) {
+  if constexpr (kParts == 1) {
+    Isa::store(to, Isa::lower(a, a));
+    Isa::store(to + kWide, Isa::upper(a, a));
+  }
+}
+
 // x [blocks * 32] in the order of the lanes to fixed-point; false if a number is not finite.
 bool fix(const Weight& weight, const float* x, int32_t* out) {
   constexpr int kInfinite = 0x7f800000, kLift = 100, kSpread = 64;
@@ -147,9 +157,9 @@ bool fix(const Weight& weight, const float* x, int32_t* out) {
     scale[u] = power(e - top - 16);
     Ints sum_high = Whole::zero(), sum_low = sum_high;
     for (int i = 0; i < unit; i++) {
-      int32_t* to = at + i * kBlockWords;
+      int32_t* to = at + i * block_words(unit);
       if (i >= count_of(u)) {
-        std::memset(to, 0, kBlockWords * sizeof(int32_t));
+        std::memset(to, 0, block_words(unit) * sizeof(int32_t));
         continue;
       }
       const int64_t block = u * unit + i;
@@ -162,14 +172,19 @@ bool fix(const Weight& weight, const float* x, int32_t* out) {
         const float* from = x + block * kBlock + part * kWide;
         const Ints even = number(from), odd = number(from + kLanes);
         const Ints high = Whole::high_halves(even, odd), low = Whole::low_halves(even, odd);
-        Whole::store(to, high);
-        Whole::store(to + kWide, low);
+        if (is_paired(unit)) {
+          store_twice(to, high);
+          store_twice(to + 2 * kWide, low);
+        } else {
+          Whole::store(to, high);
+          Whole::store(to + kWide, low);
+        }
         const Ints ones = Whole::halves(1);
         sum_high = Whole::add(sum_high, Whole::words_shift(Whole::pairs(high, ones), bit));
         sum_low = Whole::add(sum_low, Whole::words_shift(Whole::pairs(low, ones), bit));
       }
     }
-    auto* sums = reinterpret_cast<float*>(at + unit * kBlockWords);
+    auto* sums = reinterpret_cast<float*>(at + unit * block_words(unit));
     _mm256_store_ps(sums, _mm256_set1_ps(static_cast<float>(Whole::sum(sum_high))));
     _mm256_store_ps(sums + kTileRows, _mm256_set1_ps(static_cast<float>(Whole::sum(sum_low))));
   }
@@ -223,6 +238,26 @@ BITSWEEP_INLINE void fetch_ahead(const uint32_t* unit) {
     __builtin_prefetch(unit + kAheadWords + row * kLanes);
 }
 
+// The words of a chunk. With 3 bits the last unit of x may be filled up with blocks whose words are
+// left out of the tile: that chunk is copied and filled up, too.
+template <int Bits>
+struct FilledChunk {
+  alignas(64) uint32_t whole[Bits == 3 ? 3 * kUnitWords : 1];
+
+  // With `count` blocks left, of which U make a unit of x.
+  BITSWEEP_INLINE const uint32_t* of(const uint32_t* chunk, int64_t count, int64_t U) {
+    if constexpr (Bits == 3) {
+      const int64_t filled = (count + U - 1) / U * U, held = units_for(Bits, count * kBlock);
+      if (count < chunk_blocks(Bits) && units_for(Bits, filled * kBlock) > held) {
+        std::memset(whole, 0, sizeof whole);
+        std::memcpy(whole, chunk, held * kUnitWords * sizeof(uint32_t));
+        return whole;
+      }
+    }
+    return chunk;
+  }
+};
+
 }  // namespace
 }  // namespace bitsweep
 
@@ -235,13 +270,30 @@ namespace {
 // What pays for units of U blocks: measured, docs/kernels.md.
 template <int Bits, int U>
 using Tile = std::conditional_t<
-    kParts == 1 && U <= 2, PairedTile<Bits, Whole>, PlainTile<Bits, Whole>>;
+    is_paired(U), PairedTile<Bits, Whole>, PlainTile<Bits, Whole>>;
+
+// The outputs of a tile, of the sums of hi and of lo; all 8 at once where that is all there is to
+// do: one by one they took as long as the products of two units.
+BITSWEEP_INLINE void put_rows(const Product& product, int64_t tile, const Reals (&total)[kHalves]) {
+  const auto& head = *reinterpret_cast<const FixedHead*>(product.fixed);
+  alignas(64) float y[2 * kTileRows];
+  for (int i = 0; i < kHalves; i++) Whole::store_floats(y + i * kWide, total[i]);
+  const __m256 sum = _mm256_add_ps(_mm256_load_ps(y), _mm256_load_ps(y + kTileRows));
+  const __m256 found = _mm256_mul_ps(
+      _mm256_mul_ps(sum, _mm256_set1_ps(head.factor[0])), _mm256_set1_ps(head.factor[1]));
+  const int64_t n = tile * kTileRows, left = product.weight.outputs - n;
+  if (left >= kTileRows && product.y_storage == Storage::kFloat32 && product.bias == nullptr) {
+    _mm256_storeu_ps(static_cast<float*>(product.y) + n, found);
+    return;
+  }
+  _mm256_store_ps(y, found);
+  for (int r = 0; r < kTileRows && r < left; r++) put_output(product, 0, n + r, y[r]);
+}
 
 template <int Bits, int U>
 void fixed_tile(const Product& product, int64_t tile) {
   constexpr int blocks = chunk_blocks(Bits);
   const Weight& weight = product.weight;
-  const auto& head = *reinterpret_cast<const FixedHead*>(product.fixed);
   const int32_t* x = product.fixed + kHeadWords;
   const auto* unit_scale = reinterpret_cast<const float*>(x + units_of_row(weight) * unit_words(U));
   Tile<Bits, U> words(weight, tile);
@@ -264,7 +316,7 @@ void fixed_tile(const Product& product, int64_t tile) {
       grid.advance(U);
       Ints sums[kHalves];
       words.template sums<U, B0>(x, sums);
-      const auto* x_sums = reinterpret_cast<const float*>(x + U * kBlockWords);
+      const auto* x_sums = reinterpret_cast<const float*>(x + U * block_words(U));
       const Reals factor = Whole::every(unit_scale++);
       for (int i = 0; i < kHalves; i++) {
         const Reals x_sum = Whole::load_floats(x_sums + i * kWide);
@@ -276,13 +328,7 @@ void fixed_tile(const Product& product, int64_t tile) {
     words.end();
   }
   fold();
-  alignas(64) float y[2 * kTileRows];
-  for (int i = 0; i < kHalves; i++) Whole::store_floats(y + i * kWide, total[i]);
-  for (int r = 0; r < kTileRows; r++) {
-    const int64_t n = tile * kTileRows + r;
-    if (n >= weight.outputs) break;
-    put_output(product, 0, n, (y[r] + y[kTileRows + r]) * head.factor[0] * head.factor[1]);
-  }
+  put_rows(product, tile, total);
 }
 
 template <int Bits, int U>

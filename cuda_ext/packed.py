@@ -16,7 +16,6 @@ A group is the whole row or a multiple of 32 adjacent inputs (tiles.can_tile).
 from __future__ import annotations
 
 import logging
-import sys
 from dataclasses import dataclass
 from functools import cache
 
@@ -31,16 +30,6 @@ from cuda_ext.tiles import LANES, TILE_ROWS, tile_grid, units_for, untile_codes,
 _log = logging.getLogger("cuda_ext")
 
 ISAS = ("portable", "avx2", "avx512", "avx512vnni")
-# Rows of float32 and of half types up to which the CPU multiplies from the codes; with more it is
-# faster to unpack the weight once (measured, docs/kernels.md). Half types have no product of their
-# own without AVX-512: four to five times slower than these kernels.
-_ROWS_FROM_CODES = {
-    "portable": (192, 192),
-    "avx2": (192, sys.maxsize),
-    "avx512": (512, 192),
-    "avx512vnni": (512, 192),
-}
-_FEWEST = min(min(rows) for rows in _ROWS_FROM_CODES.values())
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -174,8 +163,9 @@ def linear(
 
 def rows_from_codes(dtype: torch.dtype) -> int:
     """The most rows of x of a dtype that the CPU multiplies directly from the codes."""
-    single, half = _ROWS_FROM_CODES[cpu_isa()]
-    return single if dtype == torch.float32 else half
+    load()
+    found: int = torch.ops.bitsweep.rows_from_codes(dtype)
+    return found
 
 
 def _unpacked_first(x: Tensor) -> bool:
@@ -185,7 +175,7 @@ def _unpacked_first(x: Tensor) -> bool:
     if x.device.type != "cpu" or torch.compiler.is_compiling() or x.dtype not in _KERNEL_DTYPES:
         return False  # where the operator decides
     rows = x.numel() // max(x.shape[-1], 1)
-    return rows > _FEWEST and rows > rows_from_codes(x.dtype)
+    return rows > 1 and rows > rows_from_codes(x.dtype)
 
 
 @cache

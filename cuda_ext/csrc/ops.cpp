@@ -197,6 +197,10 @@ Tensor repack(const Tensor& qweight, int64_t bits, int64_t in_features) {
 
 int64_t cpu_isa() { return static_cast<int64_t>(chosen_isa()); }
 
+int64_t rows_from_codes(ScalarType dtype) {
+  return packed_rows(storage_of("rows_from_codes", "dtype", dtype));
+}
+
 }  // namespace
 }  // namespace bitsweep
 
@@ -209,6 +213,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bitsweep, m) {
       "SymInt in_features, SymInt out_features, SymInt group_size, ScalarType dtype) -> Tensor");
   m.def("repack(Tensor qweight, int bits, SymInt in_features) -> Tensor");
   m.def("cpu_isa() -> int");
+  m.def("rows_from_codes(ScalarType dtype) -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bitsweep, CPU, m) {
@@ -219,4 +224,5 @@ STABLE_TORCH_LIBRARY_IMPL(bitsweep, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(bitsweep, CompositeExplicitAutograd, m) {
   m.impl("cpu_isa", TORCH_BOX(&bitsweep::cpu_isa));
+  m.impl("rows_from_codes", TORCH_BOX(&bitsweep::rows_from_codes));
 }

@@ -117,11 +117,12 @@ class QuantizedWeight:
 
     def column_groups(self) -> Tensor:
         """Return int64 [in]: the group of every column."""
-        inputs = self.shape[1]
         if self.group_index is not None:
             return self.group_index.long()
+        inputs, words = self.shape[1], self.words
         size = self.scheme.group_size or inputs
-        return torch.arange(inputs, device=self.scale.device) // size
+        held = self.codes if words is None else words.words
+        return torch.arange(inputs, device=held.device) // size
 
     def entropy(self) -> float:
         """Return the empirical entropy of the codes in bits: -sum of p log2 p, p their shares.

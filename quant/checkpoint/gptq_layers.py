@@ -139,7 +139,7 @@ def _check_zeros(zeros: Tensor, checkpoint: CheckpointFormat, version: Version, 
     says that it is asymmetric: no grid search returns hundreds of equal zero-points.
     """
     bits = checkpoint.bits
-    low, high = (int(value) for value in zeros.aminmax())
+    low, high = (int(value) for value in zeros.t().aminmax())  # as it lies in memory
     other = V2 if version == V1 else V1
     if low == high == other.symmetric_zero(bits) and (
         checkpoint.symmetric or (zeros.numel() >= CONSTANT and bits > COARSE_BITS)

@@ -306,21 +306,28 @@ BITSWEEP_INLINE void decode_scattered(
 }
 
 void decode(const Values& of, const uint8_t* codes, int64_t first, int64_t end) {
+  const int64_t scale_apart = of.scale_apart[1], zero_apart = of.zero_apart[1];
   for (int64_t n = first; n < end; n++, codes += of.columns) {
-    const float* scale = of.scale + n * of.groups;
-    const uint8_t* zero = of.zero + n * of.groups;
+    const float* scale = of.scale + n * of.scale_apart[0];
+    const uint8_t* zero = of.zero + n * of.zero_apart[0];
     float* out = of.out + n * of.columns;
     if (of.index == nullptr) {
-      for (int64_t g = 0, k = 0; k < of.columns; g++, k += of.group_size) {
+      for (int64_t k = 0; k < of.columns; k += of.group_size) {
         const int64_t left = of.columns - k;
         decode_group(
-            codes + k, left < of.group_size ? left : of.group_size, static_cast<float>(zero[g]),
-            scale[g], out + k);
+            codes + k, left < of.group_size ? left : of.group_size, static_cast<float>(*zero),
+            *scale, out + k);
+        scale += scale_apart;
+        zero += zero_apart;
       }
       continue;
     }
-    for (int64_t g = 0; g < of.groups; g++) of.zeros[g] = static_cast<float>(zero[g]);
-    decode_scattered(codes, of.columns, of.index, of.zeros, scale, out);
+    float* scales = of.some + of.groups;
+    for (int64_t g = 0; g < of.groups; g++) {
+      of.some[g] = static_cast<float>(zero[g * zero_apart]);
+      scales[g] = scale[g * scale_apart];
+    }
+    decode_scattered(codes, of.columns, of.index, of.some, scales, out);
   }
 }
 

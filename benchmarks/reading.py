@@ -1,12 +1,12 @@
 """Reading a quantized checkpoint layer by layer, against plain reading of its base and of the disk.
 
-In the page cache, by processor time of one thread, four plain readings end as ours does, with the
-same weights as float32 in memory of their own: a float32 base that safetensors gives and torch
-copies, the same in large pages (TensorReader.read), and bases of 16 bits that are widened. Held to
-GOAL is the float32 base in the faster of the two ways. From the disk, by the clock and with all
-threads, bytes of the quantized files are counted, against reading the same files in blocks and
-doing nothing with them. Held to GOAL is what the audit and load_weights do, read_weight and
-dequantize; read_values, which makes no codes, stands beside it.
+In the page cache, by processor time of one thread, five plain readings end as ours does, with the
+same weights as float32 in memory of their own: a float32 base that safetensors maps and torch
+copies, that safetensors reads without mapping, the same in large pages (TensorReader.read), and
+bases of 16 bits that are widened. Held to GOAL is the fastest with a float32 base. From the disk,
+by the clock and with all threads, bytes of the quantized files are counted, against reading the
+same files in blocks and doing nothing with them. Ours is what the audit and load_weights do: files
+that are not mapped, read_weight, dequantize.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.scaling import make_checkpoint
 from benchmarks.scaling_time import Case
 from quant.checkpoint.export import export
-from quant.checkpoint.layers import quantized_layers, read_values, read_weight
+from quant.checkpoint.layers import quantized_layers, read_weight
 from quant.checkpoint.loader import read_format
 from quant.checkpoint.make import quantize_to
 from quant.checkpoint.source import CheckpointSource
@@ -44,6 +44,8 @@ SCHEMES = (Scheme(4, 128), Scheme(3, 128))
 FORMATS = ("gptq-v2", "compressed-tensors", "awq")
 HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 BLOCK = 1 << 22  # bytes that are read from the disk at once
+LARGE_PAGES = "float32 in large pages"
+NOT_MAPPED = "float32, not mapped"
 
 Run = Callable[[], None]
 
@@ -93,10 +95,10 @@ def _quantized(room: Path, base: Path, scheme: Scheme) -> dict[str, Path]:
 def _in_the_cache(what: str, bases: dict[str, Path], folders: dict[str, Path]) -> None:
     layers = _layers(folders["bitsweep"])
     runs: dict[str, Run] = {name: partial(_plain, path, layers) for name, path in bases.items()}
-    runs["float32 in large pages"] = partial(_copied, bases["float32"], layers)
+    runs[LARGE_PAGES] = partial(_copied, bases["float32"], layers)
+    runs[NOT_MAPPED] = partial(_not_mapped, bases["float32"], layers)
     plain = list(runs)
     runs |= {name: partial(_dequantized, folder) for name, folder in folders.items()}
-    runs |= {f"{name}, one pass": partial(_in_one_pass, path) for name, path in folders.items()}
     seconds = _in_turn(runs, ROUNDS, time.process_time)
     weights = sum(layers.values())
     print(
@@ -108,7 +110,7 @@ def _in_the_cache(what: str, bases: dict[str, Path], folders: dict[str, Path]) -
         rate = weights / statistics.median(seconds[name]) / 1e6
         shares = "".join(f"{_share(seconds[other], seconds[name]):>24}" for other in plain)
         print(f"  {name:<28}{rate:6.0f}{shares}", flush=True)
-    best = min(("float32", "float32 in large pages"), key=lambda name: min(seconds[name]))
+    best = min(("float32", LARGE_PAGES, NOT_MAPPED), key=lambda name: min(seconds[name]))
     for name in folders:
         found = statistics.median(seconds[best]) / statistics.median(seconds[name])
         print(f"  {name}: {found:.0%} of {best}; goal {GOAL:.0%}", flush=True)
@@ -176,19 +178,20 @@ def _copied(folder: Path, layers: dict[str, int]) -> None:
             reader.read(f"{layer}.weight")
 
 
+def _not_mapped(folder: Path, layers: dict[str, int]) -> None:
+    """As `_plain`, by reads into the memory of the tensors: no copy follows."""
+    for file in _files(folder):
+        with safe_open(file, "pt", backend="pread") as opened:
+            for name in opened.keys():  # noqa: SIM118 (no mapping)
+                if name.removesuffix(".weight") in layers:
+                    opened.get_tensor(name)
+
+
 def _dequantized(folder: Path) -> None:
     checkpoint = read_format(folder, verify_files=False)
-    with TensorReader(folder) as reader:
+    with TensorReader(folder, mapped=False) as reader:
         for layer, parts in quantized_layers(reader, checkpoint).items():
             read_weight(reader, checkpoint, layer, parts).dequantize()
-
-
-def _in_one_pass(folder: Path) -> None:
-    """As `_dequantized`, by read_values, which makes no codes."""
-    checkpoint = read_format(folder, verify_files=False)
-    with TensorReader(folder) as reader:
-        for layer, parts in quantized_layers(reader, checkpoint).items():
-            read_values(reader, checkpoint, layer, parts)
 
 
 def _blocks(folder: Path) -> None:

@@ -141,14 +141,14 @@ def decode(
     """Write scale * (code - zero) into out, float32 [rows, columns]; only where `compiled`.
 
     codes        uint8 [rows, columns], or words, which are unpacked a few rows at a time.
-    scale, zero  floating point and uint8 [rows, groups].
+    scale, zero  floating point and uint8 [rows, groups], in any order in memory.
     index        int32 [columns], the group of every column; None: column j is in j // group_size.
 
     The difference is exact, and the product is rounded once. Raises RuntimeError that names the
     argument that does not fit.
     """
     load()
-    grid = (scale.float().contiguous(), zero.contiguous(), index, group_size)
+    grid = (scale.float(), zero, index, group_size)
     if isinstance(codes, Tensor):
         torch.ops.bitsweep.decode_codes(out, codes.contiguous(), *grid)
     else:

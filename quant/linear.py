@@ -33,9 +33,13 @@ def pack(weight: QuantizedWeight) -> Packed:
     scheme's scale_dtype and qzeros int32 [groups, ceil(out * bits / 32)], the true zero-points.
     Ternary levels have scales and scales_negative [groups, out]. Other levels have the tensors that
     quant.levels.base.GridTensor declares. g_idx int32 [in] is present only if the columns of a
-    group are not adjacent.
+    group are not adjacent. qweight is that of a file which the codes were not yet unpacked from.
     """
-    packed = {"qweight": packed_codes.pack_columns(weight.codes, weight.scheme.bits)}
+    words = weight.words
+    if words is not None and words.order == packed_codes.COLUMNS:
+        packed = {"qweight": words.words}
+    else:
+        packed = {"qweight": packed_codes.pack_columns(weight.codes, weight.scheme.bits)}
     grid = {name: part.transpose(0, 1).contiguous() for name, part in weight.grid.items()}
     packed |= pack_grid(grid, weight.scheme)
     if weight.group_index is not None:
@@ -54,12 +58,10 @@ def pack_grid(grid: Mapping[str, Tensor], scheme: Scheme) -> Packed:
 
 
 def unpack(packed: Packed, scheme: Scheme, in_features: int) -> QuantizedWeight:
-    """Return the quantized weight that `pack` packed (exactly); zero-points must be those of v2."""
-    return packed_weight(packed, scheme, in_features).unpacked()
+    """Return the quantized weight that `pack` packed (exactly); zero-points must be those of v2.
 
-
-def packed_weight(packed: Packed, scheme: Scheme, in_features: int) -> QuantizedWeight:
-    """Return what `unpack` does, with codes that stay packed until they are asked for."""
+    Its codes stay packed until they are asked for.
+    """
     outputs = packed["qweight"].shape[1]
     codes = Words(packed["qweight"], scheme.bits, in_features, packed_codes.COLUMNS)
     grid = {}
@@ -73,7 +75,7 @@ def packed_weight(packed: Packed, scheme: Scheme, in_features: int) -> Quantized
         codes=codes,
         scheme=scheme,
         group_index=packed.get("g_idx"),
-        grid={name: part.transpose(0, 1).contiguous() for name, part in grid.items()},
+        grid={name: part.transpose(0, 1) for name, part in grid.items()},
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,8 +24,8 @@ MOST_AT_ONCE = 1 << 18
 class QuantizedWeight:
     """Integer codes and the grid that maps them to values.
 
-    codes        uint8 [out, in], 0 .. scheme.max_code. Readers of files give words in their place
-                 (`words`), which are unpacked when codes are first asked for.
+    codes        uint8 [out, in], 0 .. scheme.max_code. Readers of files give words in their place,
+                 which `dequantize` takes as they are; they are unpacked when codes are asked for.
     scheme       defines the tensors of the grid (quant.levels).
     grid         tensors by name, as the levels declare them: [out, groups] or, if groups share an
                  entry, [out, super-blocks] or [out, 1]; with one more dimension if an entry has
@@ -70,28 +70,26 @@ class QuantizedWeight:
                 f"{', '.join(found) or 'nothing'}; pass exactly these tensors."
             )
         for field, value in (
-            ("codes" if isinstance(codes, Tensor) else "words", codes),
+            ("_held", codes),
             ("scheme", scheme),
             ("grid", {name: found[name] for name in expected}),
             ("group_index", group_index),
         ):
             object.__setattr__(self, field, value)
 
-    def __getattr__(self, name: str) -> Any:
-        # Called for what is missing: codes that are still packed.
-        held = self.__dict__
-        if name != "codes" or held.get("words") is None:
-            if name == "codes" and name in held:  # another thread has unpacked them
-                return held[name]
-            raise AttributeError(f"QuantizedWeight has no attribute {name!r}")
-        object.__setattr__(self, "codes", held["words"].unpack())
-        object.__setattr__(self, "words", None)
-        return held["codes"]
+    @property  # type: ignore[no-redef]
+    def codes(self) -> Tensor:
+        held: Tensor | Words = self._held  # type: ignore[attr-defined]
+        if isinstance(held, Words):
+            held = held.unpack()
+            object.__setattr__(self, "_held", held)
+        return held
 
-    def unpacked(self) -> QuantizedWeight:
-        """Unpack codes that are still packed, and return this weight."""
-        assert self.codes is not None
-        return self
+    @property
+    def words(self) -> Words | None:
+        """The words of the codes, as a file has them; None once the codes were asked for."""
+        held: Tensor | Words = self._held  # type: ignore[attr-defined]
+        return held if isinstance(held, Words) else None
 
     @property
     def scale(self) -> Tensor:
@@ -108,9 +106,8 @@ class QuantizedWeight:
     @property
     def shape(self) -> tuple[int, int]:
         """(outputs, inputs)."""
-        words = self.__dict__.get("words")
-        shape = self.codes.shape if words is None else words.shape
-        return shape[0], shape[1]
+        rows, columns = self._held.shape  # type: ignore[attr-defined]
+        return rows, columns
 
     def to(self, device: torch.device | str) -> QuantizedWeight:
         """Return the same weight with all tensors on `device`."""
@@ -120,11 +117,12 @@ class QuantizedWeight:
 
     def column_groups(self) -> Tensor:
         """Return int64 [in]: the group of every column."""
-        inputs = self.codes.shape[1]
         if self.group_index is not None:
             return self.group_index.long()
+        inputs, words = self.shape[1], self.words
         size = self.scheme.group_size or inputs
-        return torch.arange(inputs, device=self.codes.device) // size
+        held = self.codes if words is None else words.words
+        return torch.arange(inputs, device=held.device) // size
 
     def entropy(self) -> float:
         """Return the empirical entropy of the codes in bits: -sum of p log2 p, p their shares.
@@ -181,8 +179,7 @@ class QuantizedWeight:
         index = None if self.group_index is None else self.group_index.int()
         values = torch.empty(outputs, inputs, dtype=dtype)
         if dtype == torch.float32:
-            words = self.__dict__.get("words")
-            codes = self.codes if words is None else words
+            codes = self.words or self.codes
             packed_codes.decode(values, codes, self.scale, zero, size, index)
             return values
         step = max(1, MOST_AT_ONCE // inputs)

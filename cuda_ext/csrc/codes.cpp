@@ -152,14 +152,18 @@ Values values_of(
   const int64_t groups = index ? scale.size(1) : (columns + group_size - 1) / group_size;
   check(op, "out", out, ScalarType::Float, {rows, columns}, place);
   prepare(out, out.numel() * 4);
-  check(op, "scale", scale, ScalarType::Float, {rows, groups}, place);
-  check(op, "zero", zero, ScalarType::Byte, {rows, groups}, place);
+  check_strided(op, "scale", scale, ScalarType::Float, {rows, groups}, place);
+  check_strided(op, "zero", zero, ScalarType::Byte, {rows, groups}, place);
   Values values{};
   values.columns = columns;
   values.groups = groups;
   values.group_size = group_size;
   values.scale = static_cast<const float*>(scale.data_ptr());
   values.zero = static_cast<const uint8_t*>(zero.data_ptr());
+  for (int i = 0; i < 2; i++) {
+    values.scale_apart[i] = scale.stride(i);
+    values.zero_apart[i] = zero.stride(i);
+  }
   values.out = static_cast<float*>(out.data_ptr());
   if (!index) return values;
   check(op, "index", *index, ScalarType::Int, {columns}, place);
@@ -186,9 +190,9 @@ void decode_codes(
   const auto* from = static_cast<const uint8_t*>(codes.data_ptr());
   torch::stable::parallel_for(
       0, rows, columns >= kShare ? 1 : 1 + kShare / columns, [&](int64_t first, int64_t end) {
-        const Floats zeros(values.groups);
+        const Floats some(2 * values.groups);
         Values mine = values;
-        mine.zeros = zeros.data();
+        mine.some = some.data();
         run.decode(mine, from + first * columns, first, end);
       });
 }
@@ -208,10 +212,10 @@ void dequantize_words(
   const uint32_t* from = words_in(words);
   const int64_t held = (rows_together(codes.order) * codes.columns + 3) / 4;
   const int64_t own = unpack_scratch(codes);
-  by_tiles(codes, own + held + values.groups, [&](int64_t first, int64_t end, uint32_t* scratch) {
+  by_tiles(codes, own + held + 2 * values.groups, [&](int64_t first, int64_t end, uint32_t* scratch) {
     auto* some = reinterpret_cast<uint8_t*>(scratch + own);
     Values mine = values;
-    mine.zeros = reinterpret_cast<float*>(scratch + own + held);
+    mine.some = reinterpret_cast<float*>(scratch + own + held);
     run.unpack(codes, from, scratch, some, first, end);
     run.decode(mine, some, first, end);
   });

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from cuda_ext.codes import pack_rows, unpack_rows
+from cuda_ext.codes import pack_rows
 from quant.checkpoint.formats.base import (
     CheckpointFormat,
     check_scales,
@@ -19,12 +19,12 @@ from quant.checkpoint.gptq import V1, V2, Version
 from quant.checkpoint.gptq_zeros import COARSE_BITS, CONSTANT
 from quant.errors import ArtifactError
 from quant.levels import uniform
-from quant.linear import Packed, packed_dtypes, packed_shapes
+from quant.linear import Packed, packed_dtypes, packed_shapes, unpack
 from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
 
 if TYPE_CHECKING:
-    from quant.checkpoint.formats.base import Buffers, Shape, Tensors
+    from quant.checkpoint.formats.base import Shape, Tensors
 
 
 def read_version(
@@ -33,16 +33,18 @@ def read_version(
     layer: str,
     shape: Shape,
     version: Version,
-) -> Buffers:
+) -> QuantizedWeight:
     """Read one layer like `read`, and convert its zero-points to the true ones.
 
     Version 1 stores zero-points minus one modulo 2^bits (0 as 2^bits - 1), so 1 is added modulo
     2^bits. Raises ArtifactError if the zero-points contradict the version or sym.
     """
-    packed, scheme, inputs = read(tensors, checkpoint, layer, shape)
-    outputs = packed["scales"].shape[1]
-    packed["qzeros"] = _true_zeros(packed["qzeros"], checkpoint, version, outputs, layer)
-    return packed, scheme, inputs
+    found = read(tensors, checkpoint, layer, shape)
+    zero = found.grid["zero"]
+    _check_zeros(zero, checkpoint, version, layer)
+    if version.subtracted:  # they were unpacked into memory of their own
+        zero.add_(version.subtracted).bitwise_and_(found.scheme.max_code)
+    return found
 
 
 def read(
@@ -50,8 +52,8 @@ def read(
     checkpoint: CheckpointFormat,
     layer: str,
     shape: Shape,
-) -> Buffers:
-    """Check the tensors of one layer and return them with the names of quant.linear.pack.
+) -> QuantizedWeight:
+    """Check the tensors of one layer and return the weight that quant.linear.pack packs into them.
 
     tensors: qweight int32 [ceil(in * bits / 32), out]; the grid's tensors as the levels declare
     them (uniform: scales [groups, out] and qzeros int32 [groups, ceil(out * bits / 32)]);
@@ -87,7 +89,7 @@ def read(
         elif not bool(torch.isfinite(packed[each.buffer].float()).all()):
             raise ArtifactError(f"{name} has NaN or infinite values; quantize again.")
     _settle_groups(packed, checkpoint, scheme, layer)
-    return packed, scheme, inputs
+    return unpack(packed, scheme, inputs)
 
 
 def subtract_one(packed: Packed, weight: QuantizedWeight, layer: str) -> Packed:
@@ -129,18 +131,15 @@ def _check_shapes(
             raise ArtifactError(f"{layer}.{name} is {tensor.dtype}; expected {dtypes[name]}.")
 
 
-def _true_zeros(
-    qzeros: Tensor, checkpoint: CheckpointFormat, version: Version, outputs: int, layer: str
-) -> Tensor:
-    """Return qzeros with true zero-points, checked against the version where they reveal it.
+def _check_zeros(zeros: Tensor, checkpoint: CheckpointFormat, version: Version, layer: str) -> None:
+    """Check stored zero-points, uint8, against the version where they reveal it.
 
     Symmetric zero-points are all 2^(bits-1), stored minus one in version 1. A layer whose stored
     zero-points all equal that constant of the *other* version is a mix-up, even if the checkpoint
     says that it is asymmetric: no grid search returns hundreds of equal zero-points.
     """
     bits = checkpoint.bits
-    zeros = unpack_rows(qzeros, bits, outputs)
-    low, high = (int(value) for value in zeros.aminmax())
+    low, high = (int(value) for value in zeros.t().aminmax())  # as it lies in memory
     other = V2 if version == V1 else V1
     if low == high == other.symmetric_zero(bits) and (
         checkpoint.symmetric or (zeros.numel() >= CONSTANT and bits > COARSE_BITS)
@@ -160,9 +159,6 @@ def _true_zeros(
             f"{V1.checkpoint_format!r}) or {V2.symmetric_zero(bits)} ({V2.checkpoint_format!r}): "
             "set sym to false in config.json, or get the matching files."
         )
-    if not version.subtracted:
-        return qzeros
-    return pack_rows((zeros + version.subtracted).bitwise_and_(2**bits - 1), bits)
 
 
 def _settle_groups(

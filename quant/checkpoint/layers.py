@@ -6,9 +6,8 @@ import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from quant.budget import AnyScheme
@@ -23,13 +22,8 @@ from quant.errors import ArtifactError
 from quant.head import is_embeddings, is_head
 from quant.input_operator import NAME
 from quant.levels.base import Levels
-from quant.linear import pack, packed_weight
-from quant.memory.heaps import own_copy
 from quant.parts import Part
-from quant.weight import AnyWeight, FactoredWeight, QuantizedWeight
-
-if TYPE_CHECKING:
-    from quant.checkpoint.formats.base import Buffers, Read
+from quant.weight import AnyWeight
 
 # Layers whose tensors are examined for properties that the configuration does not declare.
 LOOKED_AT = 8
@@ -201,25 +195,7 @@ def read_layer(
     and the expected value.
     """
     parsed = settle(parse(quantization_config, layer, levels), {layer: tensors}, layer)
-    found = _weight(parsed.format.read_layer(tensors, parsed, layer, shape))
-    return found.unpacked() if isinstance(found, QuantizedWeight) else found
-
-
-def read_stored(
-    reader: Tensors,
-    checkpoint: CheckpointFormat,
-    layer: str,
-    parts: list[str],
-    shape: tuple[int, int] | None = None,
-) -> Buffers | FactoredWeight:
-    """Return one layer as it is multiplied: a factored weight, or what QuantLinear is made from.
-
-    The latter is its buffers, the scheme and the number of inputs. Raises as read_weight.
-    """
-    found = _read(reader, checkpoint, layer, parts, shape)
-    if isinstance(found, QuantizedWeight):
-        return pack(found), found.scheme, found.shape[1]
-    return found
+    return parsed.format.read_layer(tensors, parsed, layer, shape)
 
 
 def read_weight(
@@ -231,84 +207,22 @@ def read_weight(
 ) -> AnyWeight:
     """Return the quantized weight of one layer.
 
-    shape is (outputs, inputs) of the module that the layer replaces. Raises ArtifactError that
-    names the file and the tensor that is missing, damaged or does not fit.
+    shape is (outputs, inputs) of the module that the layer replaces. Codes stay in the words of the
+    file, which lie where `reader.mapped` has them, until they are asked for. Raises ArtifactError
+    that names the file and the tensor that is missing, damaged or does not fit.
     """
-    return _apart(*_in_place(reader, checkpoint, layer, parts, shape))
-
-
-def read_values(
-    reader: Tensors,
-    checkpoint: CheckpointFormat,
-    layer: str,
-    parts: list[str],
-    shape: tuple[int, int] | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """Return the weight [out, in] of one layer: `read_weight(...).dequantize(dtype)` in one pass.
-
-    In float32 the codes of uniform levels are unpacked a few rows at a time. Raises as read_weight.
-    """
-    return _in_place(reader, checkpoint, layer, parts, shape)[0].dequantize(dtype)
-
-
-def _in_place(
-    reader: Tensors,
-    checkpoint: CheckpointFormat,
-    layer: str,
-    parts: list[str],
-    shape: tuple[int, int] | None,
-) -> tuple[AnyWeight, Tensor | None]:
-    """Return a weight whose codes may still lie in the file, and the tensor where they do.
-
-    They are unpacked out of it: copying them first took longer than that.
-    """
-    codes = checkpoint.of(layer).format.codes
-    kept: dict[str, Tensor] = {}
-    found = _weight(_read(reader, checkpoint, layer, parts, shape, codes, kept))
-    return found, kept.get(codes)
-
-
-def _weight(found: Read) -> AnyWeight:
-    return packed_weight(*found) if isinstance(found, tuple) else found
-
-
-def _apart(weight: AnyWeight, stored: Tensor | None) -> AnyWeight:
-    """Return a weight with codes that are unpacked, and not in the memory of a stored tensor."""
-    if not isinstance(weight, QuantizedWeight):
-        return weight
-    codes = weight.codes
-    place = codes.untyped_storage().data_ptr()
-    if stored is None or stored.untyped_storage().data_ptr() != place:
-        return weight
-    return QuantizedWeight(own_copy(codes), weight.scheme, weight.group_index, weight.grid)
-
-
-def _read(
-    reader: Tensors,
-    checkpoint: CheckpointFormat,
-    layer: str,
-    parts: list[str],
-    shape: tuple[int, int] | None,
-    in_place: str = "",
-    kept: dict[str, Tensor] | None = None,
-) -> Read:
-    """Read one layer. The part `in_place` is not copied out of the file, but put in `kept`."""
-    with _in_file(reader, f"{layer}.{checkpoint.format.first(parts)}"):
+    own = checkpoint.of(layer)
+    first = own.format.first(parts)
+    with _in_file(reader, f"{layer}.{first}"):
         tensors = {
-            part: (reader.mapped if part == in_place else reader.read)(f"{layer}.{part}")
+            part: (reader.mapped if part == own.format.codes else reader.read)(f"{layer}.{part}")
             for part in parts
         }
-        if kept is not None:
-            kept |= tensors
-        own = checkpoint.of(layer)
         found = own.format.read_layer(tensors, own, layer, shape)
-        packed = (found[0]["qweight"].shape[1], found[2]) if isinstance(found, tuple) else None
-        held = packed or found.shape  # type: ignore[union-attr]
-        if shape is not None and held != shape:
+        if shape is not None and found.shape != shape:
             raise ArtifactError(
-                f"{layer}.{checkpoint.format.first(parts)} holds {list(held)} codes, but "
-                f"config.json makes it {list(shape)} (outputs, inputs). {remake(reader.folder)}"
+                f"{layer}.{first} holds {list(found.shape)} codes, but config.json makes it "
+                f"{list(shape)} (outputs, inputs). {remake(reader.folder)}"
             )
         return found
 

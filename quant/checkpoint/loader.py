@@ -23,7 +23,6 @@ from quant.checkpoint.layers import (
     missing_tensor,
     operator_tensors,
     quantized_layers,
-    read_stored,
     read_weight,
     stored_bits,
     whole_scheme,
@@ -46,7 +45,8 @@ from quant.factored import FactoredLinear, PackedLinear
 from quant.head import tied, with_served_head
 from quant.input_operator import attach
 from quant.levels.base import Levels
-from quant.linear import QuantLinear
+from quant.linear import QuantLinear, pack
+from quant.memory.heaps import own_copy
 from quant.parts import Part
 from quant.spread.connect import connect, move_computed
 from quant.spread.place import Over
@@ -132,7 +132,8 @@ def load_weights(
     """
     folder = Path(folder)
     checkpoint = read_format(folder, verify_files=verify_files, levels=levels)
-    with TensorReader(folder) as reader:
+    # Not mapped: codes stay in words, which would stay in the file.
+    with TensorReader(folder, mapped=False) as reader:
         return {
             layer: read_weight(reader, checkpoint, layer, parts)
             for layer, parts in quantized_layers(reader, checkpoint).items()
@@ -245,7 +246,7 @@ def replace_layer(
     module = model.get_submodule(layer)
     outputs, inputs = layer_shape(module, layer)
     shape = (outputs, inputs)
-    found = read_stored(reader, checkpoint, layer, parts, shape)
+    found = read_weight(reader, checkpoint, layer, parts, shape)
     bias, of_bias = None, f"{with_served_head(model, [layer])[-1]}.bias"
     # AutoGPTQ stores a bias for every layer, even if the model has none; a stored bias is used.
     if of_bias in reader.names:
@@ -260,11 +261,10 @@ def replace_layer(
     if isinstance(found, FactoredWeight):
         quantized = FactoredLinear(found, bias, operator).to(device)
     else:
-        packed, scheme, _ = found
         # The device's kernel converts the buffers to its layout, so move them there first.
-        packed = {name: tensor.to(device) for name, tensor in packed.items()}
-        quantized = QuantLinear(packed, scheme, inputs, bias, kernel, operator).to(device)
-        quantized.stored_bits = stored_bits(reader, checkpoint, layer, parts, scheme, shape)
+        packed = {name: _out_of_file(part, device) for name, part in pack(found).items()}
+        quantized = QuantLinear(packed, found.scheme, inputs, bias, kernel, operator).to(device)
+        quantized.stored_bits = stored_bits(reader, checkpoint, layer, parts, found.scheme, shape)
     parent, _, child = layer.rpartition(".")
     if not isinstance(module, nn.Embedding):
         setattr(model.get_submodule(parent), child, quantized)
@@ -357,6 +357,11 @@ def refuse_unexpected(model: PreTrainedModel, reader: TensorReader, used: set[st
 
 def _cast(tensor: Tensor, device: str | torch.device, dtype: torch.dtype | None) -> Tensor:
     return tensor.to(device, dtype if tensor.is_floating_point() else None)
+
+
+def _out_of_file(tensor: Tensor, device: str | torch.device) -> Tensor:
+    """Return a tensor that may lie in a mapped file in memory of its own, or on another device."""
+    return own_copy(tensor) if torch.device(device).type == "cpu" else tensor.to(device)
 
 
 def require_kind(reader: Tensors, name: str, tensor: Tensor, expected: torch.dtype) -> None:

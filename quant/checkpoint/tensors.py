@@ -19,7 +19,7 @@ from torch import Tensor
 from quant.checkpoint.files import weight_files
 from quant.checkpoint.folder import remake
 from quant.errors import ArtifactError
-from quant.memory.heaps import own_copy
+from quant.memory.heaps import OWN, own_copy
 
 STANDARD_STEM = "model"
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -146,7 +146,9 @@ class TensorReader:
 
     def read(self, name: str) -> Tensor:
         """Return a tensor as a copy in its own memory, independent of the file."""
-        return own_copy(self.mapped(name))
+        found = self.mapped(name)
+        small = found.numel() * found.itemsize < OWN
+        return found if small and self._backend == "pread" else own_copy(found)
 
     def mapped(self, name: str) -> Tensor:
         """Return a tensor in the mapped file: values are read on access and must not be written."""

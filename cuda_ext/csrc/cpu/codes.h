@@ -56,10 +56,11 @@ struct Values {
   int64_t columns;
   int64_t groups;
   int64_t group_size;
-  const float* scale;    // [rows, groups]
+  const float* scale;    // [rows, groups], with the elements as far apart as the next two say
   const uint8_t* zero;   // [rows, groups]
+  int64_t scale_apart[2], zero_apart[2];
   const int32_t* index;  // [columns], the group of every column; null: column / group_size
-  float* zeros;          // scratch [groups] of one thread, for an index
+  float* some;           // scratch [2, groups] of one thread, for an index
   float* out;            // [rows, columns]
 };
 

@@ -17,6 +17,7 @@ namespace {
 
 constexpr int kVector = Isa::kVector;
 constexpr int kEights = kVector / 8;  // numbers of eight codes in a vector
+constexpr int64_t kAhead = 16;  // words of a row: their lines lie pages apart
 
 using Eights = uint64_t __attribute__((vector_size(kVector)));
 using Bytes16 = uint8_t __attribute__((vector_size(16)));
@@ -130,14 +131,43 @@ void pack_stream(const uint8_t* codes, int64_t count, uint8_t* stream) {
   }
 }
 
-// The words of `Rows` rows and some columns of them, which lie `apart`, to scratch, row by row.
-template <int Rows>
+// Four words of four rows each, transposed.
+BITSWEEP_INLINE void transpose(Words4 (&rows)[4]) {
+  const Words4 a = BITSWEEP_SHUFFLE(Words4, rows[0], rows[1], 0, 4, 1, 5);
+  const Words4 b = BITSWEEP_SHUFFLE(Words4, rows[2], rows[3], 0, 4, 1, 5);
+  const Words4 c = BITSWEEP_SHUFFLE(Words4, rows[0], rows[1], 2, 6, 3, 7);
+  const Words4 d = BITSWEEP_SHUFFLE(Words4, rows[2], rows[3], 2, 6, 3, 7);
+  rows[0] = BITSWEEP_SHUFFLE(Words4, a, b, 0, 1, 4, 5);
+  rows[1] = BITSWEEP_SHUFFLE(Words4, a, b, 2, 3, 6, 7);
+  rows[2] = BITSWEEP_SHUFFLE(Words4, c, d, 0, 1, 4, 5);
+  rows[3] = BITSWEEP_SHUFFLE(Words4, c, d, 2, 3, 6, 7);
+}
+
+// `count` words of each of `rows` rows to scratch, row by row; those of one row lie `apart`. All rows
+// of some words come first: lines a power of two apart share a set of the cache, and there are more
+// words of a row than a set has lines.
 BITSWEEP_INLINE void bring_words(
-    const uint32_t* words, int64_t apart, int64_t count, uint32_t* scratch, int64_t stride) {
-  for (int64_t w = 0; w < count; w++, words += apart) {
-    __builtin_prefetch(words + count * apart);  // the next columns: lines lie pages apart
-    each_of<Rows>([&](auto r) { scratch[r * stride + w] = words[r]; });
+    const uint32_t* words, int64_t apart, int64_t rows, int64_t count, uint32_t* scratch,
+    int64_t stride) {
+  int64_t w = 0;
+  for (; w + 4 <= count; w += 4, words += 4 * apart) {
+    int64_t n = 0;
+    for (; n + kSixteen <= rows; n += kSixteen) {
+      for (int i = 0; i < 4; i++) __builtin_prefetch(words + (kAhead + i) * apart + n);
+      each_of<4>([&](auto r) {
+        Words4 some[4];
+        for (int i = 0; i < 4; i++)
+          std::memcpy(&some[i], words + i * apart + n + 4 * r, sizeof some[i]);
+        transpose(some);
+        for (int i = 0; i < 4; i++)
+          std::memcpy(scratch + (n + 4 * r + i) * stride + w, &some[i], sizeof some[i]);
+      });
+    }
+    for (; n < rows; n++)
+      for (int i = 0; i < 4; i++) scratch[n * stride + w + i] = words[i * apart + n];
   }
+  for (; w < count; w++, words += apart)
+    for (int64_t n = 0; n < rows; n++) scratch[n * stride + w] = words[n];
 }
 
 template <int Bits>
@@ -160,12 +190,8 @@ void unpack_columns(
     const int64_t count = of.columns - k < kColumnsTogether ? of.columns - k : kColumnsTogether;
     const int64_t held = of.held - w < most ? of.held - w : most;
     const uint32_t* from = words + w * of.rows + first;
-    int64_t n = 0;
-    for (; n + kSixteen <= end - first; n += kSixteen)
-      bring_words<kSixteen>(from + n, of.rows, held, scratch + n * stride, stride);
-    for (; n < end - first; n++)
-      bring_words<1>(from + n, of.rows, held, scratch + n * stride, stride);
-    for (n = 0; n < end - first; n++)
+    bring_words(from, of.rows, end - first, held, scratch, stride);
+    for (int64_t n = 0; n < end - first; n++)
       unpack_stream<Bits>(
           reinterpret_cast<const uint8_t*>(scratch + n * stride), 4 * (held + 2),
           codes + n * of.columns + k, count);
@@ -195,22 +221,14 @@ void pack_rows(
 
 // Sixteen words of eight 4-bit codes each to four vectors: byte b of every word.
 BITSWEEP_INLINE void bytes_of_words(const uint32_t* words, Words4 (&byte)[4]) {
-  Words4 four[4];
   for (int i = 0; i < 4; i++) {
     Bytes16 some;
     std::memcpy(&some, words + 4 * i, sizeof some);
     some = BITSWEEP_SHUFFLE(Bytes16, some, some, 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    std::memcpy(&four[i], &some, sizeof some);
+    std::memcpy(&byte[i], &some, sizeof some);
   }
   // Now every word has one byte of four words; transposed, a vector has that of sixteen.
-  const Words4 a = BITSWEEP_SHUFFLE(Words4, four[0], four[1], 0, 4, 1, 5);
-  const Words4 b = BITSWEEP_SHUFFLE(Words4, four[2], four[3], 0, 4, 1, 5);
-  const Words4 c = BITSWEEP_SHUFFLE(Words4, four[0], four[1], 2, 6, 3, 7);
-  const Words4 d = BITSWEEP_SHUFFLE(Words4, four[2], four[3], 2, 6, 3, 7);
-  byte[0] = BITSWEEP_SHUFFLE(Words4, a, b, 0, 1, 4, 5);
-  byte[1] = BITSWEEP_SHUFFLE(Words4, a, b, 2, 3, 6, 7);
-  byte[2] = BITSWEEP_SHUFFLE(Words4, c, d, 0, 1, 4, 5);
-  byte[3] = BITSWEEP_SHUFFLE(Words4, c, d, 2, 3, 6, 7);
+  transpose(byte);
 }
 
 // Words of `count` columns of eight rows, a column after the other, to the codes of these rows.
@@ -239,11 +257,8 @@ void unpack_nibbles(
   for (int64_t k = 0; k < of.columns; k += kColumnsTogether) {
     const int64_t count = of.columns - k < kColumnsTogether ? of.columns - k : kColumnsTogether;
     const uint32_t* from = words + k * across + first / 8;
-    int64_t i = 0;
-    for (; i + kSixteen <= some; i += kSixteen)
-      bring_words<kSixteen>(from + i, across, count, scratch + i * stride, stride);
-    for (; i < some; i++) bring_words<1>(from + i, across, count, scratch + i * stride, stride);
-    for (i = 0; i < some; i++)
+    bring_words(from, across, some, count, scratch, stride);
+    for (int64_t i = 0; i < some; i++)
       unpack_eight(of, scratch + i * stride, codes + 8 * i * of.columns + k, count);
   }
 }
@@ -306,21 +321,28 @@ BITSWEEP_INLINE void decode_scattered(
 }
 
 void decode(const Values& of, const uint8_t* codes, int64_t first, int64_t end) {
+  const int64_t scale_apart = of.scale_apart[1], zero_apart = of.zero_apart[1];
   for (int64_t n = first; n < end; n++, codes += of.columns) {
-    const float* scale = of.scale + n * of.groups;
-    const uint8_t* zero = of.zero + n * of.groups;
+    const float* scale = of.scale + n * of.scale_apart[0];
+    const uint8_t* zero = of.zero + n * of.zero_apart[0];
     float* out = of.out + n * of.columns;
     if (of.index == nullptr) {
-      for (int64_t g = 0, k = 0; k < of.columns; g++, k += of.group_size) {
+      for (int64_t k = 0; k < of.columns; k += of.group_size) {
         const int64_t left = of.columns - k;
         decode_group(
-            codes + k, left < of.group_size ? left : of.group_size, static_cast<float>(zero[g]),
-            scale[g], out + k);
+            codes + k, left < of.group_size ? left : of.group_size, static_cast<float>(*zero),
+            *scale, out + k);
+        scale += scale_apart;
+        zero += zero_apart;
       }
       continue;
     }
-    for (int64_t g = 0; g < of.groups; g++) of.zeros[g] = static_cast<float>(zero[g]);
-    decode_scattered(codes, of.columns, of.index, of.zeros, scale, out);
+    float* scales = of.some + of.groups;
+    for (int64_t g = 0; g < of.groups; g++) {
+      of.some[g] = static_cast<float>(zero[g * zero_apart]);
+      scales[g] = scale[g * scale_apart];
+    }
+    decode_scattered(codes, of.columns, of.index, of.some, scales, out);
   }
 }
 

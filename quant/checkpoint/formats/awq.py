@@ -123,7 +123,7 @@ def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, _: Shape)
     check_scales(scales, parsed, f"{layer}.scales")
     return QuantizedWeight(
         codes=_words_of(qweight),
-        scale=scales.t().contiguous(),
+        scale=scales.t(),
         zero=_words_of(qzeros).unpack(),
         scheme=parsed.scheme(scales.dtype),
     )

@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 
     Shape = tuple[int, int] | None
     Tensors = Mapping[str, Tensor]
-    Buffers = tuple[Packed, Scheme, int]
-    Read: TypeAlias = QuantizedWeight | FactoredWeight | Buffers
+    Read: TypeAlias = QuantizedWeight | FactoredWeight
     Entries = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 Config = Mapping[str, Any]
@@ -60,8 +59,8 @@ class Format:
     zero_points   zero_points(parsed): how the meaning of the stored zero-points is known, for
                   records and people.
     read_layer    (tensors by part, parsed, layer name, (outputs, inputs) of its module or None) ->
-                  the weight, or where files hold them the buffers of QuantLinear, scheme and
-                  inputs. ArtifactError names the tensor that is missing, damaged or does not fit.
+                  the weight, its codes still packed where codes.Words has their order.
+                  ArtifactError names the tensor that is missing, damaged or does not fit.
     writer        None for a format that is only read.
     config_file   file beside config.json that has the quantization settings of early checkpoints.
     zeros_of_0    note on stored zero-points that mean 0, if readers disagree about them.

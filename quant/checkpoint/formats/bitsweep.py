@@ -31,7 +31,7 @@ from quant.levels.base import module_of
 from quant.scheme import SCALE_DTYPES, Scheme
 
 if TYPE_CHECKING:
-    from quant.checkpoint.formats.base import Buffers, Shape, Tensors
+    from quant.checkpoint.formats.base import Read, Shape, Tensors
 
 # A separate quant_method, so that no loader reads the codes with another grid.
 METHOD = "bitsweep"
@@ -73,19 +73,19 @@ def zero_points(_parsed: CheckpointFormat) -> str:
     return "as the levels have them"
 
 
-def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, shape: Shape) -> Buffers:
-    from cuda_ext.codes import unpack_columns
+def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, shape: Shape) -> Read:
     from quant.checkpoint.gptq_layers import read
 
-    packed, scheme, inputs = read(tensors, parsed, layer, shape)
+    found = read(tensors, parsed, layer, shape)
+    scheme = found.scheme
     if scheme.max_code < 2**scheme.bits - 1:
-        largest = int(unpack_columns(packed["qweight"], scheme.bits, inputs).max())
+        largest = int(found.codes.max())
         if largest > scheme.max_code:
             raise ArtifactError(
                 f"{layer}.qweight holds code {largest}; {parsed.scheme(scheme.scale_dtype).name} "
                 f"has 0 to {scheme.max_code}. The file is damaged."
             )
-    return packed, scheme, inputs
+    return found
 
 
 def refuses(scheme: Scheme, _layer: StoredLayer | None) -> str | None:

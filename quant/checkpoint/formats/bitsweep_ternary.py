@@ -24,7 +24,7 @@ from quant.levels import ternary, uniform
 from quant.scheme import Scheme
 
 if TYPE_CHECKING:
-    from quant.checkpoint.formats.base import Buffers, Shape, Tensors
+    from quant.checkpoint.formats.base import Read, Shape, Tensors
 
 # A separate quant_method, because a GPTQ loader would read the codes as a uniform grid.
 METHOD = "bitsweep_ternary"
@@ -52,16 +52,16 @@ def zero_points(_parsed: CheckpointFormat) -> str:
     return "none: two scales a group"
 
 
-def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, shape: Shape) -> Buffers:
+def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, shape: Shape) -> Read:
     from quant.checkpoint.gptq_layers import read
 
-    packed, scheme, inputs = read(tensors, parsed, layer, shape)
-    qweight = packed["qweight"]
+    found = read(tensors, parsed, layer, shape)
+    qweight = tensors["qweight"]
     if bool((qweight & (qweight >> 1) & _LOW_BITS).any()):
         raise ArtifactError(
             f"{layer}.qweight holds code 3; ternary codes are 0, 1 and 2. The file is damaged."
         )
-    return packed, scheme, inputs
+    return found
 
 
 def refuses(scheme: Scheme, _layer: StoredLayer | None) -> str | None:

@@ -23,7 +23,7 @@ from quant.checkpoint.formats.base import (
 from quant.scheme import Scheme
 
 if TYPE_CHECKING:
-    from quant.checkpoint.formats.base import Buffers, Shape, Tensors
+    from quant.checkpoint.formats.base import Read, Shape, Tensors
     from quant.linear import Packed
     from quant.weight import QuantizedWeight
 
@@ -59,7 +59,7 @@ def settle(parsed: CheckpointFormat, layers: Mapping[str, Tensors], where: str) 
     return replace(parsed, wraps=not parsed.symmetric and wraps(layers, parsed.bits))
 
 
-def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, shape: Shape) -> Buffers:
+def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, shape: Shape) -> Read:
     from quant.checkpoint.gptq_layers import read_version
 
     return read_version(tensors, parsed, layer, shape, VERSION)

@@ -17,7 +17,7 @@ from quant.checkpoint.formats.base import (
 from quant.scheme import Scheme
 
 if TYPE_CHECKING:
-    from quant.checkpoint.formats.base import Buffers, Shape, Tensors
+    from quant.checkpoint.formats.base import Read, Shape, Tensors
 
 VERSION, OTHER = gptq.V2, gptq.V1
 
@@ -36,7 +36,7 @@ def zero_points(parsed: CheckpointFormat) -> str:
     return gptq.zero_points(parsed, "version 2 (as is)")
 
 
-def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, shape: Shape) -> Buffers:
+def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, shape: Shape) -> Read:
     from quant.checkpoint.gptq_layers import read_version
 
     return read_version(tensors, parsed, layer, shape, VERSION)

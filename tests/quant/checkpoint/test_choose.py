@@ -44,14 +44,12 @@ def zero_points(parsed):
 
 def read_layer(tensors, parsed, layer, shape):
     import torch
-    from quant.linear import pack
     from quant.weight import QuantizedWeight
 
     codes, scale = tensors["codes"], tensors["rows"]
     scheme = parsed.scheme(scale.dtype)
     zero = torch.full((len(codes), 1), 8, dtype=torch.uint8)
-    weight = QuantizedWeight(codes=codes, scheme=scheme, scale=scale[:, None], zero=zero)
-    return pack(weight), scheme, codes.shape[1]
+    return QuantizedWeight(codes=codes, scheme=scheme, scale=scale[:, None], zero=zero)
 
 
 FORMAT = Format(

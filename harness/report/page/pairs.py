@@ -38,12 +38,18 @@ def _with_full_precision(rows: Sequence[Row], mine: Sequence[int]) -> Iterator[P
     return iter(sorted(found))
 
 
-# Which pairs are compared where all would be too many: the first rule that fits. A rule gives the
-# pairs among the rows of one model, whose indices ascend.
+def _with_first_full_precision(rows: Sequence[Row], mine: Sequence[int]) -> Iterator[Pair]:
+    first = next((index for index in mine if rows[index].full_precision), None)
+    return iter(() if first is None else [(first, other) for other in mine if other > first])
+
+
+# Which pairs are compared where all would be too many: the first rule that fits, else the last. A
+# rule gives the pairs among the rows of one model, whose indices ascend.
 RULES: tuple[tuple[str, Rule], ...] = (
     ("all pairs of one model", _all),
     ("pairs of one bit width, and all with full precision", _of_one_width),
     ("pairs with full precision", _with_full_precision),
+    ("each cell with the first of its model in full precision", _with_first_full_precision),
 )
 
 

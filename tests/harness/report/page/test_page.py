@@ -247,6 +247,14 @@ def test_where_pairs_are_too_many_the_page_says_which_it_has(
     shown, _ = made(records)
     assert shown["compared"]["rule"] == "pairs with full precision"
     assert sorted(shown["compared"]["pairs"]) == ["0,1", "0,2", "0,3"]
+    other = with_items(made_up, "none", "w16", 4)
+    for each in other:  # full precision in another cell, which all would be compared with as well
+        each.config["model"]["dtype"] = "bfloat16"
+    again = [each.model_copy(update={"cell_key": "f" * 64}) for each in other]
+    monkeypatch.setattr(pairs, "MOST", 12)
+    shown, _ = made([*records, *again])
+    assert shown["compared"]["rule"] == "each cell with the first of its model in full precision"
+    assert sorted(shown["compared"]["pairs"]) == ["0,1", "0,2", "0,3", "0,4"]
 
 
 def test_records_without_values_of_units_are_not_compared(sweep: list[Record]) -> None:

@@ -26,6 +26,7 @@ from cuda_ext.layout import BIT_WIDTHS, words_for
 __all__ = [
     "KERNELS",
     "KernelUnavailable",
+    "check_floats",
     "dequantize",
     "linear",
     "resolve_kernel",
@@ -183,13 +184,18 @@ def _(
 Buffers = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 
+def check_floats(op: str, x: Tensor) -> None:
+    """Raise TypeError for x of a dtype that is not floating point."""
+    if x.dtype not in FLOATS:
+        raise TypeError(f"{op}: x is {x.dtype}; pass one of {_names(FLOATS)}.")
+
+
 def _check_input(
     x: Tensor, bias: Tensor | None, buffers: Buffers, bits: int, group_size: int
 ) -> None:
     """Check x and bias of `linear`; TypeError or ValueError names the argument."""
     op = "linear"
-    if x.dtype not in FLOATS:
-        raise TypeError(f"{op}: x is {x.dtype}; pass one of {_names(FLOATS)}.")
+    check_floats(op, x)
     if x.dim() == 0:
         raise ValueError(f"{op}: x is a scalar; pass x as [..., in].")
     _check_weight(op, buffers, bits, x.shape[-1], group_size)

@@ -124,11 +124,11 @@ def linear(
 ) -> Tensor:
     """Return x [..., in] @ weight.T + bias: [..., out] in the dtype of x, summed in float32.
 
-    x is float32, bfloat16 or float16. On the CPU up to 512 rows of float32 (192 of the others) are
-    multiplied directly from the codes, on CUDA up to 64 rows of float16 or bfloat16. More rows are
-    multiplied by the weight dequantized to the dtype of x, and so is every float32 x on CUDA, which
-    has no kernel for it (logged once). float64, which no kernel supports, is multiplied in float64
-    by the dequantized weight. Raises RuntimeError that names the argument that does not fit.
+    x is float32, bfloat16 or float16. On the CPU up to `rows_from_codes` rows are multiplied
+    directly from the codes, on CUDA up to 64 rows of float16 or bfloat16. More rows are multiplied
+    by the weight dequantized to the dtype of x, and so is every float32 x on CUDA, which has no
+    kernel for it (logged once). float64, which no kernel supports, is multiplied in float64 by the
+    dequantized weight. Raises RuntimeError that names the argument that does not fit.
     """
     size = x.shape[-1] if group_size is None else group_size
     if x.is_cuda and x.dtype == torch.float32 and not torch.compiler.is_compiling():
@@ -137,6 +137,7 @@ def linear(
             "kernels take float16 and bfloat16; cast the model (model.dtype) to use them."
         )
     if _unpacked_first(x):
+        _check_bias(bias, out_features)
         weight = dequantize(
             packed,
             bits=bits,
@@ -166,6 +167,14 @@ def rows_from_codes(dtype: torch.dtype) -> int:
     load()
     found: int = torch.ops.bitsweep.rows_from_codes(dtype)
     return found
+
+
+def _check_bias(bias: Tensor | None, outputs: int) -> None:
+    """Refuse what the operator refuses."""
+    if bias is not None and not bias.is_floating_point():
+        raise RuntimeError(f"packed_linear: bias is {bias.dtype}; pass a floating-point one.")
+    if bias is not None and tuple(bias.shape) != (outputs,):
+        raise RuntimeError(f"packed_linear: bias is {list(bias.shape)}; expected [{outputs}].")
 
 
 def _unpacked_first(x: Tensor) -> bool:

@@ -60,7 +60,7 @@ def pack_grid(grid: Mapping[str, Tensor], scheme: Scheme) -> Packed:
 def unpack(packed: Packed, scheme: Scheme, in_features: int) -> QuantizedWeight:
     """Return the quantized weight that `pack` packed (exactly); zero-points must be those of v2.
 
-    Its codes stay packed until they are asked for.
+    Its codes stay packed until they are asked for, and lie with its grid in the packed tensors.
     """
     outputs = packed["qweight"].shape[1]
     codes = Words(packed["qweight"], scheme.bits, in_features, packed_codes.COLUMNS)
@@ -282,8 +282,9 @@ class QuantLinear(nn.Module):
         super()._load_from_state_dict(others, prefix, *rest)
 
     def quantized_weight(self) -> QuantizedWeight:
-        """Return the quantized weight, unpacked from the buffers; inverse of `from_quantized`."""
-        return unpack(self.packed(), self.scheme, self.in_features)
+        """Return the quantized weight in memory of its own; inverse of `from_quantized`."""
+        held = self.packed() if self.tiled else {n: p.clone() for n, p in self.packed().items()}
+        return unpack(held, self.scheme, self.in_features)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the weight [out, in], computed in float32 and rounded once to dtype."""
@@ -297,7 +298,7 @@ class QuantLinear(nn.Module):
                 dtype=dtype,
             )
         if self._decodes or self.kernel == "cpu":  # the bits of the operator, faster
-            return self.quantized_weight().dequantize(dtype)
+            return unpack(self.packed(), self.scheme, self.in_features).dequantize(dtype)
         return ops.dequantize(
             **self.packed(),
             bits=self.scheme.bits,
@@ -334,7 +335,8 @@ class QuantLinear(nn.Module):
                 group_size=self.scheme.group_size,
                 bias=self.bias,
             )
-        if self._decodes or self.kernel == "cpu":  # the values of the operator, faster
+        # The values of the operator, faster; torch.compile traces the operator as it is.
+        if self._decodes or (self.kernel == "cpu" and not torch.compiler.is_compiling()):
             return self._decoded_product(x)
         return ops.linear(
             x,
@@ -346,6 +348,7 @@ class QuantLinear(nn.Module):
 
     def _decoded_product(self, x: Tensor) -> Tensor:
         """Multiply by the dequantized weight in float32 (float64 for float64 x), as ops.linear."""
+        ops.check_floats("linear", x)
         compute = torch.promote_types(x.dtype, torch.float32)
         bias = None if self.bias is None else self.bias.to(compute)
         weight = self.dequantize().to(compute)

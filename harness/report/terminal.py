@@ -7,10 +7,12 @@ from dataclasses import replace
 
 from harness.report.assemble import OfModel
 from harness.report.leading import ranked
-from harness.report.table import Cell, Note, Table
+from harness.report.names import calibrations
+from harness.report.table import Note, Table
 
 MOST = 24  # rows of a table
-_Names = tuple[float | str | None, ...]  # method and scheme: the first columns of a table of rows
+NAMES = ("method", "scheme", "calibration")  # columns that name a row, where a table has them
+_Names = tuple[float | str | None, ...]
 
 
 def for_terminal(tables: Sequence[Table], models: Sequence[OfModel]) -> list[Table]:
@@ -30,25 +32,28 @@ def for_terminal(tables: Sequence[Table], models: Sequence[OfModel]) -> list[Tab
 def _places(model: OfModel) -> dict[_Names, int]:
     """The names of the rows that lead: 0 for full precision, 1 for others."""
     first = ranked(model.rows, model.declared)[:MOST]
-    return {(row.label, row.scheme_label): int(not row.full_precision) for row in first}
+    several = len(calibrations(model.rows)) > 1
+    found: dict[_Names, int] = {}
+    for row in first:
+        calibration = (row.calibration or "",) if several else ()
+        found[row.label, row.scheme_label, *calibration] = int(not row.full_precision)
+    return found
 
 
 def _shortened(table: Table, places: Mapping[_Names, int]) -> Table:
+    columns = [index for index, each in enumerate(table.columns) if each.name in NAMES]
+    names = [tuple(row[index].value for index in columns) for row in table.rows]
+
     def place(index: int) -> tuple[bool, bool, bool]:
-        row = table.rows[index]
-        found = places.get(_names(row))
-        return found != 0, not any(cell.best for cell in row), found is None
+        found = places.get(names[index])
+        return found != 0, not any(cell.best for cell in table.rows[index]), found is None
 
-    chosen = sorted(sorted(range(len(table.rows)), key=place)[:MOST])
-    said = (
-        f"{MOST} of {len(table.rows)} rows: the best of each bit width, then those on the most "
-        "Pareto fronts. All are in summary.md."
-    )
-    if not any(_names(row) in places for row in table.rows):
-        said = f"The first {MOST} of {len(table.rows)} rows. All are in summary.md."
-    notes = [Note(said), *table.notes]
+    chosen, said = list(range(MOST)), f"The first {MOST} of {len(table.rows)} rows."
+    if any(each in places for each in names):
+        chosen = sorted(sorted(range(len(table.rows)), key=place)[:MOST])
+        said = (
+            f"{MOST} of {len(table.rows)} rows: the best of each bit width, then those on the "
+            "most Pareto fronts."
+        )
+    notes = [Note(f"{said} All are in summary.md."), *table.notes]
     return replace(table, rows=[table.rows[index] for index in chosen], notes=notes)
-
-
-def _names(row: Sequence[Cell]) -> _Names:
-    return tuple(cell.value for cell in row[:2])

@@ -171,26 +171,36 @@ class _Known:
             self._read(path, device, here)
 
     def span(self, plan: CellPlan | PendingPlan, stage: str) -> tuple[Span | None, bool, bool]:
-        """Seconds of a stage to run; whether they are of the same model, and of the same recipe."""
-        seen = self._seen.get(_kind(_asked(plan, stage)), [])
-        made = plan.cell.keys.semantic if isinstance(plan, CellPlan) else {}
-        recipe = _recipe(stage, _plain(made))
-        alike = [each for each in seen if each.recipe == recipe]
-        found, model = self._of_models(plan, alike or seen)
-        if found is None or alike:
-            return found, model, True
-        low, high = RECIPES
-        return Span(low * found.low, high * found.high), model, False
+        """Seconds of a stage to run; whether they are of the same model, and of the same recipe.
 
-    def _of_models(
-        self, plan: CellPlan | PendingPlan, seen: Sequence[Seen]
-    ) -> tuple[Span | None, bool]:
-        """Seconds by stages that were seen, and whether they are of the same model."""
+        The model counts for more than the recipe: their times differ by more.
+        """
+        seen = self._seen.get(_kind(_asked(plan, stage)), [])
+        # The recipe of a model that is not here is not resolved: any is taken for it.
+        recipe = None
+        if isinstance(plan, CellPlan):
+            recipe = _recipe(stage, _plain(plan.cell.keys.semantic))
+        alike = [each for each in seen if recipe in (None, each.recipe)]
+        for model in (True, False):
+            for some in (alike, seen):
+                found = self._same_model(plan, some) if model else self._scaled(plan, some)
+                if found is not None and some is alike:
+                    return found, model, True
+                if found is not None:
+                    low, high = RECIPES
+                    return Span(low * found.low, high * found.high), model, False
+        return None, False, False
+
+    def _same_model(self, plan: CellPlan | PendingPlan, seen: Sequence[Seen]) -> Span | None:
+        """Seconds by stages of the same model."""
         same = [each.seconds for each in seen if each.model == plan.identity.model]
-        if len(same) >= FEW:
-            return Span(min(same), max(same)), True
-        if same:
-            return Span(min(same) / MARGIN, max(same) * MARGIN), True
+        if not same:
+            return None
+        margin = 1.0 if len(same) >= FEW else MARGIN
+        return Span(min(same) / margin, max(same) * margin)
+
+    def _scaled(self, plan: CellPlan | PendingPlan, seen: Sequence[Seen]) -> Span | None:
+        """Seconds by stages of models whose size is known, for the size of this one."""
         size = plan.cell.model.config.parameters
         spans = [
             _scaled(each.seconds, size / each.parameters)
@@ -198,8 +208,8 @@ class _Known:
             if size and each.parameters
         ]
         if not spans:
-            return None, False
-        return Span(min(s.low for s in spans), max(s.high for s in spans)), False
+            return None
+        return Span(min(each.low for each in spans), max(each.high for each in spans))
 
     def _read(self, path: Path, device: str, here: Any) -> None:
         try:

@@ -261,10 +261,14 @@ def replace_layer(
     if isinstance(found, FactoredWeight):
         quantized = FactoredLinear(found, bias, operator).to(device)
     else:
+        scheme, packed = found.scheme, pack(found)
+        if found.words is not None:
+            packed["qweight"] = _out_of_file(packed["qweight"], device)
+        del found  # its codes, where they were unpacked: a byte each
         # The device's kernel converts the buffers to its layout, so move them there first.
-        packed = {name: _out_of_file(part, device) for name, part in pack(found).items()}
-        quantized = QuantLinear(packed, found.scheme, inputs, bias, kernel, operator).to(device)
-        quantized.stored_bits = stored_bits(reader, checkpoint, layer, parts, found.scheme, shape)
+        packed = {name: part.to(device) for name, part in packed.items()}
+        quantized = QuantLinear(packed, scheme, inputs, bias, kernel, operator).to(device)
+        quantized.stored_bits = stored_bits(reader, checkpoint, layer, parts, scheme, shape)
     parent, _, child = layer.rpartition(".")
     if not isinstance(module, nn.Embedding):
         setattr(model.get_submodule(parent), child, quantized)

@@ -72,6 +72,18 @@ def test_many_rows_of_packed_layers_run_in_the_same_library(scheme, monkeypatch)
     torch.testing.assert_close(found, many @ layer.dequantize().T, rtol=1e-5, atol=1e-4)
 
 
+@needs_kernels
+def test_a_bias_is_checked_with_any_number_of_rows():
+    layer = QuantLinear.from_quantized(random_weight(Scheme(4, 64), 48, 128))
+    held = layer.kernel_buffers()
+    for rows in (3, packed.rows_from_codes(torch.float32) + 1):
+        for bias in (torch.ones(1), torch.ones(48, dtype=torch.int32)):
+            with pytest.raises(RuntimeError, match="packed_linear: bias is"):
+                packed.linear(
+                    random(rows, 128), held, bits=4, out_features=48, group_size=64, bias=bias
+                )
+
+
 def test_gradients_keep_torchs_own_linear():
     x, weight = random(64, 256), random(300, 256, seed=2).requires_grad_()
     with forward_products("cpu"):

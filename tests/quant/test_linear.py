@@ -181,6 +181,29 @@ def test_the_kernel_layout_is_not_seen_from_outside(scheme: Scheme) -> None:
     assert other(x.double()).dtype == torch.float64
 
 
+@pytest.mark.parametrize("scheme", [Scheme(5, 64), Scheme(4, 16)], ids=lambda each: each.name)
+def test_layers_without_tiles_compile_and_check_their_input(scheme: Scheme) -> None:
+    """They multiply by the decoded weight; compiled graphs have the operator."""
+    layer = QuantLinear.from_quantized(random_weight(scheme, 25, 128))
+    x = torch.randn(3, 128, generator=torch.Generator().manual_seed(0))
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), layer(x), rtol=1e-5, atol=1e-5)
+    with pytest.raises(TypeError, match=r"x is torch\.int64"):
+        layer(torch.ones(2, 128, dtype=torch.int64))
+
+
+def test_a_weight_of_a_layer_does_not_change_with_it() -> None:
+    scheme = Scheme(4, 64)
+    layer = QuantLinear.from_quantized(random_weight(scheme, 25, 128), kernel="reference")
+    weight = layer.quantized_weight()
+    expected = weight.dequantize()
+    layer.load_state_dict(
+        QuantLinear.from_quantized(random_weight(scheme, 25, 128, seed=5)).state_dict()
+    )
+    assert torch.equal(weight.dequantize(), expected)
+    assert not torch.equal(layer.dequantize(), expected)
+
+
 @pytest.mark.parametrize("kernel", ["auto", "cpu"])
 @pytest.mark.parametrize(
     ("scheme", "tiled"),

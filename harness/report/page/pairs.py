@@ -39,8 +39,8 @@ def _with_full_precision(rows: Sequence[Row], mine: Sequence[int]) -> Iterator[P
 
 
 def _with_first_full_precision(rows: Sequence[Row], mine: Sequence[int]) -> Iterator[Pair]:
-    first = next((index for index in mine if rows[index].full_precision), None)
-    return iter(() if first is None else [(first, other) for other in mine if other > first])
+    for first in [index for index in mine if rows[index].full_precision][:1]:
+        yield from ((min(first, other), max(first, other)) for other in mine if other != first)
 
 
 # Which pairs are compared where all would be too many: the first rule that fits, else the last. A

@@ -79,7 +79,8 @@ def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, shape: Sh
     found = read(tensors, parsed, layer, shape)
     scheme = found.scheme
     if scheme.max_code < 2**scheme.bits - 1:
-        largest = int(found.codes.max())
+        words = found.words  # asking the weight for codes would unpack it for good
+        largest = int((found.codes if words is None else words.unpack()).max())
         if largest > scheme.max_code:
             raise ArtifactError(
                 f"{layer}.qweight holds code {largest}; {parsed.scheme(scheme.scale_dtype).name} "

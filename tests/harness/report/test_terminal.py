@@ -51,8 +51,24 @@ def test_a_short_table_is_whole(made_up) -> None:
         assert not any("summary.md" in note.text for note in table.notes)
 
 
+def test_rows_of_several_calibrations_are_told_apart(made_up) -> None:
+    """60 texts of one method, of which the last twenty are the best: they are shown."""
+    records = made_up.cell("none", "w16", 5.0)
+    for number in range(METHODS):
+        name = f"text{number:02}"
+        value = 6.0 if number >= METHODS - 20 else 9.0
+        made = made_up.cell("gptq", "w4", value, config={"calib.name": name})
+        for each in made:
+            cell = each.cell.model_copy(update={"calibration": name})
+            records.append(each.model_copy(update={"cell": cell}))
+    report = make_report(records, "Texts")
+    (accuracy,) = [table for table in report.tables if table.name == "accuracy"]
+    shown = {row[2].value for row in accuracy.rows}
+    assert shown >= {f"text{number}" for number in range(METHODS - 20, METHODS)}
+
+
 def test_a_long_table_without_names_of_rows_has_its_first_lines() -> None:
-    lines = [[Cell(str(number), float(number))] for number in range(MOST + 1)]
+    lines = [[Cell(str(number), float(number), best=number == MOST)] for number in range(MOST + 1)]
     table = Table("own", "embedded", "Own", [Column("number", "number")], lines)
     (shown,) = for_terminal([table], [])
     assert shown.rows == lines[:MOST]

@@ -76,6 +76,11 @@ def test_other_transforms_take_another_time(tiny_cell: Make) -> None:
     line = time_line(cell("scheme=w2", "transform=[equalize]"))
     assert line.startswith("time: 48.0 s to 6 min for 2 stages")  # 100 / 1.25 / 2, 100 * 1.25 * 3
     assert "(1 by other transforms or grids, taken to need 0.5 to 3 times)" in line
+    small = cell("model.name=small", "scheme=w4", "transform=[equalize]")
+    record(small, "quantization", 1.0, parameters=10.0)  # another model says less than it
+    assert time_line(cell("scheme=w2", "transform=[equalize]")).startswith(
+        "time: 48.0 s to 6 min for 2 stages"
+    )
     record(cell("scheme=w4", "transform=[equalize]"), "quantization", 500.0)
     line = time_line(cell("scheme=w2", "transform=[equalize]"))
     assert line.startswith("time: 7 min to 11 min for 2 stages")

@@ -27,6 +27,12 @@ WEIGHT_ERROR = (QUANTIZATION, "mean of layers", "weight_error")
 USUAL = {**asdict(gptq.DEFAULT_OPTIONS), "damping_ladder": []}
 FAST = "fast arithmetic"  # said once, below the table
 ORACLE_GAP = (QUANTIZATION, "pieces of layers", "oracle_gap")
+COLUMNS = (  # those of first_cells
+    Column("method", "method", numeric=False),
+    Column("scheme", "scheme", numeric=False),
+    Column("bits_per_weight", "bits/", "weight"),
+    Column("perplexity", "WikiText-2", "ppl ↓"),
+)
 
 
 def plain(row: Row, method: str, rows: Sequence[Row]) -> Row | None:
@@ -58,10 +64,7 @@ def ablation_table(records: Sequence[Record]) -> Table:
     rows = [row for row in rows if PERPLEXITY in row.figures]
     rows.sort(key=lambda row: (-(row.bits or 16), row.figures[PERPLEXITY].value))
     columns = [
-        Column("method", "method", numeric=False),
-        Column("scheme", "scheme", numeric=False),
-        Column("bits_per_weight", "bits/", "weight"),
-        Column("perplexity", "WikiText-2", "ppl ↓"),
+        *COLUMNS,
         Column("spread", "over", "seeds"),
         Column("against_rtn", "against RTN", "nat a token"),
         Column("against_gptq", "against GPTQ", "nat a token"),
@@ -69,8 +72,7 @@ def ablation_table(records: Sequence[Record]) -> Table:
         Column("oracle_gap", "oracle", "gap %"),
     ]
     lines = [_line(row, rows) for row in rows]
-    windows = max((i.count for row in rows for i in row.figures[PERPLEXITY].items), default=0)
-    fast = " Codes in fast arithmetic." if any(FAST in row.label for row in rows) else ""
+    windows, fast = measured_windows(rows), said_of_arithmetic(rows)
     seeds = max((len(row.seeds) for row in rows), default=0)
     model = rows[0].model if rows else ""
     notes = [
@@ -91,17 +93,34 @@ def ablation_table(records: Sequence[Record]) -> Table:
 def _line(row: Row, rows: Sequence[Row]) -> list[Cell]:
     ppl = row.figures[PERPLEXITY]
     error, gap = row.figures.get(WEIGHT_ERROR), row.figures.get(ORACLE_GAP)
-    bits, label = row.bits_per_weight, _label(row)
     return [
-        Cell(label, label),
-        Cell(row.scheme_label, row.scheme),
-        Cell() if bits is None else Cell(f"{bits:.2f}", bits),
-        Cell(measured(ppl.value, ppl.stderr, 2, 3), ppl.value, ppl.stderr),
+        *first_cells(row),
         Cell() if ppl.spread is None else Cell(f"{ppl.spread:.2f} ({ppl.seeds})", ppl.spread),
         *(against(row, plain(row, method, rows)) for method in ("rtn", "gptq")),
         Cell() if error is None else Cell(f"{error.value:.3f}", error.value),
         Cell() if gap is None else Cell(_percent(gap), gap.value),
     ]
+
+
+def first_cells(row: Row, unsaid: Sequence[str] = (FAST,)) -> list[Cell]:
+    """What a row is and its perplexity; unsaid are words of its variant that a table says once."""
+    ppl, bits, label = row.figures[PERPLEXITY], row.bits_per_weight, _label(row, unsaid)
+    return [
+        Cell(label, label),
+        Cell(row.scheme_label, row.scheme),
+        Cell() if bits is None else Cell(f"{bits:.2f}", bits),
+        Cell(measured(ppl.value, ppl.stderr, 2, 3), ppl.value, ppl.stderr),
+    ]
+
+
+def measured_windows(rows: Sequence[Row]) -> int:
+    """On how many windows perplexities were measured."""
+    return max((i.count for row in rows for i in row.figures[PERPLEXITY].items), default=0)
+
+
+def said_of_arithmetic(rows: Sequence[Row]) -> str:
+    """A sentence where codes were found in fast arithmetic."""
+    return " Codes in fast arithmetic." if any(FAST in row.label for row in rows) else ""
 
 
 def _drawn(seeds: int) -> str:
@@ -119,8 +138,8 @@ def is_plain(row: Row) -> bool:
     return _label(row) == row.method_label
 
 
-def _label(row: Row) -> str:
-    words = [word for word in row.variant.split(", ") if word != FAST]
+def _label(row: Row, unsaid: Sequence[str] = (FAST,)) -> str:
+    words = [word for word in row.variant.split(", ") if word not in unsaid]
     return f"{row.method_label} {', '.join(words)}".strip()
 
 

@@ -15,8 +15,16 @@ from typing import Any
 from harness.records.record import Record
 from harness.report.frame import from_records
 from harness.report.rows import Row, read_rows
-from harness.report.table import Cell, Column, Note, Table, measured
-from tools.ablation_table import FAST, PERPLEXITY, against
+from harness.report.table import Column, Note, Table
+from tools.ablation_table import (
+    COLUMNS,
+    FAST,
+    PERPLEXITY,
+    against,
+    first_cells,
+    measured_windows,
+    said_of_arithmetic,
+)
 
 # Said once, by the page or below the table.
 UNSAID = (FAST, "simulated activations")
@@ -47,36 +55,17 @@ def protocol_table(protocol: Protocol, records: Sequence[Record]) -> Table:
     """The table of an experiment's records, full precision first."""
     rows = [row for row in read_rows(from_records(records)).rows if PERPLEXITY in row.figures]
     rows.sort(key=lambda row: (not row.full_precision, *protocol.order(row)))
-    columns = [
-        Column("method", "method", numeric=False),
-        Column("scheme", "scheme", numeric=False),
-        Column("bits_per_weight", "bits/", "weight"),
-        Column("perplexity", "WikiText-2", "ppl ↓"),
-        Column("against", protocol.against, "nat a token"),
-    ]
-    windows = max((i.count for row in rows for i in row.figures[PERPLEXITY].items), default=0)
-    fast = " Codes in fast arithmetic." if any(FAST in row.label for row in rows) else ""
+    windows = measured_windows(rows)
+    columns = [*COLUMNS, Column("against", protocol.against, "nat a token")]
     note = Note(
         f"The first {windows} windows of WikiText-2's test text in every row, one draw of "
         f"calibration windows. {protocol.note} Differences are those of the mean loss, with 95 % "
-        f"paired bootstrap intervals over windows; loses: the whole interval is above 0.{fast}"
+        "paired bootstrap intervals over windows; loses: the whole interval is above 0."
+        f"{said_of_arithmetic(rows)}"
     )
     model = rows[0].model if rows else ""
-    lines = [_line(row, protocol.other(row, rows)) for row in rows]
+    lines = [[*first_cells(row, UNSAID), against(row, protocol.other(row, rows))] for row in rows]
     return Table(protocol.name, model, f"{protocol.title}: {model}", columns, lines, [note])
-
-
-def _line(row: Row, other: Row | None) -> list[Cell]:
-    ppl, bits = row.figures[PERPLEXITY], row.bits_per_weight
-    words = [word for word in row.variant.split(", ") if word not in UNSAID]
-    label = f"{row.method_label} {', '.join(words)}".strip()
-    return [
-        Cell(label, label),
-        Cell(row.scheme_label, row.scheme),
-        Cell() if bits is None else Cell(f"{bits:.2f}", bits),
-        Cell(measured(ppl.value, ppl.stderr, 2, 3), ppl.value, ppl.stderr),
-        against(row, other),
-    ]
 
 
 def _weights_alone(row: Row, rows: Sequence[Row]) -> Row | None:

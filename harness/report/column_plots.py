@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from harness.report.assemble import columns_in_order
 from harness.report.columns import AgainstBits, ByRow, SuiteTable
 from harness.report.leading import MOST_METHODS, MOST_ROWS, leading_methods, leading_rows, some_of
-from harness.report.plots import Plot, against_bits, bits_figure, told_apart
+from harness.report.plots import Plot, against_bits, bits_figure, most_told_apart
 from harness.report.row_plot import by_row_figure, measured_rows
 from harness.report.rows import FigureKey, Row
 
@@ -55,5 +55,5 @@ def _leading_methods_figure(
     names: Mapping[FigureKey, str],
     plot: AgainstBits,
 ) -> Figure:
-    some = leading_methods(rows, declared, min(MOST_METHODS, told_apart(rows)))
+    some = leading_methods(rows, declared, min(MOST_METHODS, most_told_apart(rows)))
     return bits_figure(some, names, plot, rows)

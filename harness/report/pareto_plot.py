@@ -20,8 +20,8 @@ from harness.report.plots import (
     kind_of,
     kinds_of,
     marker_of,
+    most_told_apart,
     others_handle,
-    told_apart,
     turn_of,
     turns_in,
 )
@@ -71,7 +71,7 @@ def pareto_figure(
     Of many methods, those on the most fronts have colours.
     """
     figure, panels = panels_in(len(pairs), 0.3)
-    told = leading_methods(rows, declared, min(MOST_METHODS, told_apart(rows)))
+    told = leading_methods(rows, declared, min(MOST_METHODS, most_told_apart(rows)))
     for panel, pair in zip(panels, pairs, strict=True):
         _panel(panel, rows, told, *pair)
     figure.suptitle(rows[0].model, fontsize=9.5, fontweight="bold")

@@ -321,7 +321,7 @@ def marker_of(kind: str, rows: list[Row], turn: int = 0) -> str:
 def turn_of(name: str, rows: list[Row]) -> int:
     """The set of markers of a method: where colours come again, neighbours have others.
 
-    No two of told_apart(rows) methods have one colour and one set.
+    No two of most_told_apart(rows) methods have one colour and one set.
     """
     order = colour_order(rows)
     place = order.index(name) - 2
@@ -333,7 +333,7 @@ def turns_in(rows: list[Row]) -> list[int]:
     return sorted({turn_of(row.name, rows) for row in rows if not row.full_precision})
 
 
-def told_apart(rows: list[Row]) -> int:
+def most_told_apart(rows: list[Row]) -> int:
     """How many methods can be told apart by colour and marker, with the kinds of scheme in rows."""
     sets = len(MARKERS) // max(1, len(kinds_of(rows)))
     return 2 + len(MORE_COLOURS) * (TURNS if sets >= TURNS else 1)

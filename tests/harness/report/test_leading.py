@@ -27,7 +27,7 @@ from harness.report.plots import (
     colour_of,
     kind_of,
     marker_of,
-    told_apart,
+    most_told_apart,
     turn_of,
 )
 from harness.report.row_plot import by_row_figure
@@ -149,7 +149,9 @@ def test_no_two_series_share_colour_and_marker(many, kinds: int) -> None:
         for number, row in enumerate(many[0][1:21])
         for kind in range(kinds)
     ]
-    names = list(dict.fromkeys(row.name for row in rows))[: min(MOST_METHODS, told_apart(rows))]
+    names = list(dict.fromkeys(row.name for row in rows))[
+        : min(MOST_METHODS, most_told_apart(rows))
+    ]
     told = [row for row in rows if row.name in names]
     looks = {
         (colour_of(row.name, told), marker_of(kind_of(row), rows, turn_of(row.name, told)))

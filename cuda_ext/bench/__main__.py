@@ -73,6 +73,11 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(str(error))
     if not set(options.bits) <= set(shapes.BITS):
         parser.error("bits are 2, 3, 4, 8.")
+    for name in ("bits", "batches"):
+        chosen = getattr(options, name)
+        twice = next((value for value in chosen if chosen.count(value) > 1), None)
+        if twice is not None:
+            parser.error(f"--{name} names {twice} twice; name it once.")
     if options.isa and options.device != "cpu":
         parser.error("--isa compares instruction sets of the CPU; use --device cpu.")
     return options

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "cpu/chosen.h"
+#include "in_shares.h"
 #include "operators.h"
 
 namespace bitsweep {
@@ -72,8 +73,8 @@ Tensor causal_attention(
   const int64_t products = run.attention_rows * tokens * attention.width;
   const int64_t together = products >= 65536 ? 1 : 65536 / products;
   const Attention& arguments = attention;
-  torch::stable::parallel_for(
-      0, batch * heads * strips, together,
+  in_shares(
+      batch * heads * strips, together,
       [&](int64_t first, int64_t end) { run.attention(arguments, first, end); });
   return torch::stable::transpose(out, 1, 2);
 }

@@ -8,6 +8,7 @@
 #include "cpu/chosen.h"
 #include "cpu/codes.h"
 #include "cpu/floats.h"
+#include "in_shares.h"
 #include "operators.h"
 
 namespace bitsweep {
@@ -89,8 +90,8 @@ void by_tiles(const Codes& codes, int64_t scratch_words, Body&& body) {
   if (codes.rows == 0 || codes.columns == 0) return;
   const int64_t together = rows_together(codes.order);
   const int64_t tile = together * codes.columns;
-  torch::stable::parallel_for(
-      0, (codes.rows + together - 1) / together, tile >= kShare ? 1 : 1 + kShare / tile,
+  in_shares(
+      (codes.rows + together - 1) / together, tile >= kShare ? 1 : 1 + kShare / tile,
       [&](int64_t first, int64_t end) {
         const Floats scratch(scratch_words);
         auto* words = reinterpret_cast<uint32_t*>(scratch.data());
@@ -188,8 +189,8 @@ void decode_codes(
   if (rows == 0 || columns == 0) return;
   const CodeKernels run = chosen_codes();
   const auto* from = static_cast<const uint8_t*>(codes.data_ptr());
-  torch::stable::parallel_for(
-      0, rows, columns >= kShare ? 1 : 1 + kShare / columns, [&](int64_t first, int64_t end) {
+  in_shares(
+      rows, columns >= kShare ? 1 : 1 + kShare / columns, [&](int64_t first, int64_t end) {
         const Floats some(2 * values.groups);
         Values mine = values;
         mine.some = some.data();

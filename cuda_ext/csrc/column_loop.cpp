@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "cpu/chosen.h"
+#include "in_shares.h"
 
 namespace bitsweep {
 namespace {
@@ -32,7 +33,7 @@ std::tuple<Tensor, Tensor> gptq_column_loop(
   const int64_t together = products >= 65536 ? 1 : 65536 / products;
   const ColumnLoop& arguments = loop;
   if (count > 0 && slabs > 0)
-    torch::stable::parallel_for(0, slabs, together, [&](int64_t first, int64_t end) {
+    in_shares(slabs, together, [&](int64_t first, int64_t end) {
       run.column_loop(arguments, first, end);
     });
   return {codes, errors};

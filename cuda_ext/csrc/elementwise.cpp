@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "cpu/chosen.h"
+#include "in_shares.h"
 #include "operators.h"
 
 namespace bitsweep {
@@ -33,8 +34,8 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double epsilon) {
   const StepKernels run = chosen_kernels().step;
   const float *from = floats(x), *factors = floats(weight);
   auto* to = static_cast<float*>(out.data_ptr());
-  torch::stable::parallel_for(
-      0, x.numel() / features, together(features), [&](int64_t first, int64_t end) {
+  in_shares(
+      x.numel() / features, together(features), [&](int64_t first, int64_t end) {
         for (int64_t row = first; row < end; row++)
           run.norm(
               from + row * features, factors, static_cast<float>(epsilon), features,
@@ -53,7 +54,7 @@ Tensor gated(const Tensor& gate, const Tensor& up) {
   const float *gates = floats(gate), *ups = floats(up);
   auto* to = static_cast<float*>(out.data_ptr());
   // A vector cut in two by threads is filled up: the bits of a number do not depend on others.
-  torch::stable::parallel_for(0, gate.numel(), kShare, [&](int64_t first, int64_t end) {
+  in_shares(gate.numel(), kShare, [&](int64_t first, int64_t end) {
     run.gate(gates + first, ups + first, end - first, to + first);
   });
   return out;
@@ -86,8 +87,8 @@ Tensor rotated(const Tensor& x, const Tensor& cosine, const Tensor& sine) {
   const float *from = floats(x), *cosines = floats(cosine), *sines = floats(sine);
   auto* to = static_cast<float*>(out.data_ptr());
   const int64_t row = heads * width;
-  torch::stable::parallel_for(
-      0, batch * tokens, together(row), [&](int64_t first, int64_t end) {
+  in_shares(
+      batch * tokens, together(row), [&](int64_t first, int64_t end) {
         for (int64_t at = first; at < end; at++) {
           const int64_t sequence = at / tokens, token = at % tokens;
           const int64_t angles = ((shared == 1 ? 0 : sequence) * tokens + token) * width;

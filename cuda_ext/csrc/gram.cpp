@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/chosen.h"
+#include "in_shares.h"
 #include "operators.h"
 
 namespace bitsweep {
@@ -50,12 +51,12 @@ void add(
   const Gram& arguments = gram;
   // A share of work that is worth a thread: about 64 thousand numbers copied, or products.
   const int64_t copied = run.width * tokens;
-  torch::stable::parallel_for(
-      0, panels, copied >= 65536 ? 1 : 65536 / copied,
+  in_shares(
+      panels, copied >= 65536 ? 1 : 65536 / copied,
       [&](int64_t first, int64_t end) { run.panels(arguments, first, end); });
   const int64_t across = run.squares_across(inputs);
-  torch::stable::parallel_for(
-      0, upper ? across * (across + 1) / 2 : across * across, 1,
+  in_shares(
+      upper ? across * (across + 1) / 2 : across * across, 1,
       [&](int64_t first, int64_t end) { run.squares(arguments, first, end); });
 }
 

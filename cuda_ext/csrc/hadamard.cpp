@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/chosen.h"
+#include "in_shares.h"
 #include "operators.h"
 
 namespace bitsweep {
@@ -53,8 +54,8 @@ Tensor hadamard(
   const HadamardKernels kernels = chosen_kernels().hadamard;
   const auto run = type == ScalarType::Float ? kernels.in_float : kernels.in_double;
   const int64_t work = n * (product.order + log2_of(product.width));
-  torch::stable::parallel_for(
-      0, x.numel() / n, work >= kShare ? 1 : kShare / work,
+  in_shares(
+      x.numel() / n, work >= kShare ? 1 : kShare / work,
       [&](int64_t first, int64_t end) { run(product, first, end); });
   return out;
 }

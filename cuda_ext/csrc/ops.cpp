@@ -14,6 +14,7 @@
 #include "cpu/floats.h"
 #include "cpu/kernels.h"
 #include "cpu/repack.h"
+#include "in_shares.h"
 #include "operators.h"
 
 namespace bitsweep {
@@ -115,7 +116,7 @@ void arrange(
       }
     }
   };
-  torch::stable::parallel_for(0, batch, 1 + 65536 / (inputs + 1), rows);
+  in_shares(batch, 1 + 65536 / (inputs + 1), rows);
 }
 
 Tensor dequantize_into(const Weight& weight, const Tensor& like, ScalarType type) {
@@ -124,8 +125,8 @@ Tensor dequantize_into(const Weight& weight, const Tensor& like, ScalarType type
   Tensor out = torch::stable::new_empty(like, shape, type);
   const Kernels run = kernels();
   void* data = out.data_ptr();
-  torch::stable::parallel_for(
-      0, tiles_for(weight.outputs), tiles_per_thread(weight, 1),
+  in_shares(
+      tiles_for(weight.outputs), tiles_per_thread(weight, 1),
       [&](int64_t first, int64_t end) { run.dequantize(weight, data, storage, first, end); });
   return out;
 }
@@ -160,8 +161,8 @@ Tensor packed_linear(
     fixed.make(run, weight, product.x);
     product.fixed = fixed.find(run, weight);
   }
-  torch::stable::parallel_for(
-      0, tiles_for(out_features), tiles_per_thread(weight, batch),
+  in_shares(
+      tiles_for(out_features), tiles_per_thread(weight, batch),
       [&](int64_t first, int64_t end) { run.multiply(product, first, end); });
   return y;
 }
@@ -182,8 +183,8 @@ Tensor repack(const Tensor& qweight, int64_t bits, int64_t in_features) {
   const int64_t outputs = qweight.size(1);
   const auto* from = static_cast<const uint32_t*>(qweight.data_ptr());
   auto* to = static_cast<uint32_t*>(tiles.data_ptr());
-  torch::stable::parallel_for(
-      0, tiles_for(outputs), 1 + 65536 / (kTileRows * in_features),
+  in_shares(
+      tiles_for(outputs), 1 + 65536 / (kTileRows * in_features),
       [&](int64_t first, int64_t end) {
         switch (bits) {
           case 2: return repack_tiles<2>(from, in_features, outputs, to, first, end);

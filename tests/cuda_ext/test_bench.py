@@ -154,3 +154,30 @@ def test_on_a_gpu(
     assert "torch int4 bfloat16" in {row.name for row in rows}
     assert 100 < bandwidth < 20_000
     assert all(0 < row.p10_ms <= row.ms <= row.p90_ms < 100 for row in rows)
+
+
+def test_every_contender_follows_every_other() -> None:
+    """One that comes after a large product finds the caches full of what it read."""
+    asked: list[str] = []
+    names = ("a", "b", "c")
+    rivals = [timing.Contender(n, [lambda n=n: asked.append(n)], 1) for n in names]
+    times = timing.measure(rivals, 0.05, "cpu")
+    rounds = [tuple(asked[at : at + 3]) for at in range(3, len(asked), 3)]
+    assert {tuple(sorted(found)) for found in rounds} == {names}
+    assert len(set(rounds)) == 6
+    assert {name: len(found) for name, found in times.items()} == dict.fromkeys(names, len(rounds))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--bits=2,3,2", "--bits names 2 twice"),
+        ("--batches=1,1", "--batches names 1 twice"),
+    ],
+)
+def test_what_is_named_twice_is_refused(
+    option: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["--device", "cpu", option])
+    assert message in capsys.readouterr().err

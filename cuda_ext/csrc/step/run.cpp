@@ -1,7 +1,7 @@
 // One decode step in one parallel region. A stage (the products of q, k and v; attention; ...) is
-// cut into items that threads take from a counter, and whoever finishes the last one does the short
-// serial part that follows (rotation, sum, norm) and opens the next stage. Threads wait for work to
-// be done, never for each other: one that the system holds back costs nothing but its help, and any
+// cut into items that threads take in shares, and whoever ends the last one does the short serial
+// part that follows (rotation, sum, norm) and opens the next stage. Threads wait for work to be
+// done, never for each other: one that the system holds back costs nothing but its help, and any
 // number of threads, one included, goes through. Items are independent and each has a fixed order of
 // sums, so results are the same bits whoever took which.
 #include <torch/csrc/stable/ops.h>
@@ -15,6 +15,7 @@
 
 #include "../cpu/fixed_row.h"
 #include "../cpu/floats.h"
+#include "../shares.h"
 #include "model.h"
 
 namespace bitsweep::step {
@@ -27,10 +28,11 @@ double nanoseconds(Clock::time_point start, Clock::time_point end) {
 }
 
 constexpr int64_t kStagesOfLayer = 5, kAttentionStage = 1;
+constexpr int64_t kMostParts = 16;  // of a stage; more threads than that share them
 constexpr int kSpins = 4000;  // looks at the counter before the processor is offered to others
 
 struct alignas(64) Stage {
-  std::atomic<int64_t> next{0}, done{0};
+  std::atomic<int64_t> done{0};
   std::atomic<bool> ready{false};
   Clock::time_point done_at, ready_at;  // before and after its serial part
 };
@@ -40,6 +42,8 @@ inline void breathe() {
   __builtin_ia32_pause();
 #endif
 }
+
+size_t stages_of(const Model& model) { return kStagesOfLayer * model.layers.size() + 1; }
 
 int64_t lanes_of(int64_t inputs) { return x_stride_of(blocks_for(inputs)); }
 
@@ -78,11 +82,13 @@ class Run {
         sizes_(model.sizes),
         kernels_(kernels),
         buffers_(model.sizes, count),
-        stages_(new Stage[kStagesOfLayer * model.layers.size() + 1]),
+        threads_(torch::stable::get_num_threads()),
+        parts_of_stage_(std::min<int64_t>(threads_, kMostParts)),
+        stages_(new Stage[stages_of(model)]),
+        parts_(new Part[stages_of(model) * parts_of_stage_]),
         count_(count),
         position_(position),
-        logits_(logits),
-        threads_(torch::stable::get_num_threads()) {}
+        logits_(logits) {}
 
   Times all(const int64_t* tokens) {
     const auto start = Clock::now();
@@ -90,7 +96,7 @@ class Run {
     if (!model_.layers.empty()) norm_rows(model_.layers.front().norm);
     fix_normed(0);
     const auto begun = Clock::now();
-    torch::stable::parallel_for(0, threads_, 1, [&](int64_t, int64_t) { work(); });
+    torch::stable::parallel_for(0, threads_, 1, [&](int64_t thread, int64_t) { work(thread); });
     // Whoever ended a stage looked at the clock: a thread that came late knows nothing of it.
     Times times;
     times.rest = nanoseconds(start, begun);
@@ -194,17 +200,15 @@ class Run {
 
   // Items [0, items) by whoever comes, `last` by whoever ends them.
   template <class Body, class Last>
-  void stage(int64_t index, int64_t items, Body body, Last last) {
+  void stage(int64_t thread, int64_t index, int64_t items, Body body, Last last) {
     Stage& stage = stages_[index];
-    const int64_t share = items / (4 * threads_);
-    const int64_t grain = share > 1 ? share : 1;
-    for (;;) {
-      const int64_t first = stage.next.fetch_add(grain, std::memory_order_relaxed);
-      if (first >= items) break;
-      const int64_t end = first + grain < items ? first + grain : items;
-      body(first, end);
-      const int64_t done = stage.done.fetch_add(end - first, std::memory_order_acq_rel);
-      if (done + end - first < items) continue;
+    Part* parts = parts_.get() + index * parts_of_stage_;
+    int64_t mine = 0;
+    while (const Share share = next_share(parts, parts_of_stage_, items, 1, thread)) {
+      body(share.first, share.end);
+      mine += share.end - share.first;
+    }
+    if (mine > 0 && stage.done.fetch_add(mine, std::memory_order_acq_rel) + mine == items) {
       stage.done_at = Clock::now();
       last();
       stage.ready_at = Clock::now();
@@ -216,16 +220,16 @@ class Run {
     }
   }
 
-  void work() {
+  void work(int64_t thread) {
     const int64_t depth = static_cast<int64_t>(model_.layers.size());
     for (int64_t l = 0; l < depth; l++) {
-      attend(model_.layers[l], l * kStagesOfLayer);
-      feed(l, l * kStagesOfLayer + 3);
+      attend(thread, model_.layers[l], l * kStagesOfLayer);
+      feed(thread, l, l * kStagesOfLayer + 3);
     }
-    if (logits_ != nullptr) score(depth * kStagesOfLayer);
+    if (logits_ != nullptr) score(thread, depth * kStagesOfLayer);
   }
 
-  void attend(const Layer& layer, int64_t index) {
+  void attend(int64_t thread, const Layer& layer, int64_t index) {
     const Matrix* matrix = layer.matrix;
     const Rows normed{buffers_.normed.data(), buffers_.normed_lanes.data(), &fixed_normed_};
     float* const out[] = {buffers_.query.data(), buffers_.key.data(), buffers_.value.data()};
@@ -234,7 +238,7 @@ class Run {
         matrix[kQuery].tiles(), matrix[kQuery].tiles() + matrix[kKey].tiles(),
         matrix[kQuery].tiles() + matrix[kKey].tiles() + matrix[kValue].tiles()};
     stage(
-        index, ends[2],
+        thread, index, ends[2],
         [&](int64_t first, int64_t end) {
           for (int64_t i = 0, begin = 0; i < 3; begin = ends[i++]) {
             const int64_t from = first > begin ? first : begin, to = end < ends[i] ? end : ends[i];
@@ -243,7 +247,7 @@ class Run {
         },
         [&] { keep_keys(layer); });
     stage(
-        index + kAttentionStage, count_ * sizes_.kv_heads,
+        thread, index + kAttentionStage, count_ * sizes_.kv_heads,
         [&](int64_t first, int64_t end) { attend_heads(layer, first, end); },
         [&] {
           arrange_rows(buffers_.mixed, sizes_.heads * sizes_.width, buffers_.mixed_lanes);
@@ -251,7 +255,7 @@ class Run {
         });
     const Rows mixed{buffers_.mixed.data(), buffers_.mixed_lanes.data(), &fixed_mixed_};
     stage(
-        index + 2, matrix[kOutput].tiles(),
+        thread, index + 2, matrix[kOutput].tiles(),
         [&](int64_t first, int64_t end) {
           multiply(matrix[kOutput], mixed, buffers_.sum.data(), first, end);
         },
@@ -300,14 +304,14 @@ class Run {
     }
   }
 
-  void feed(int64_t l, int64_t index) {
+  void feed(int64_t thread, int64_t l, int64_t index) {
     const Matrix* matrix = model_.layers[l].matrix;
     const bool last_layer = l + 1 == static_cast<int64_t>(model_.layers.size());
     const float* next_norm = last_layer ? model_.norm : model_.layers[l + 1].norm;
     const Rows normed{buffers_.normed.data(), buffers_.normed_lanes.data(), &fixed_normed_};
     float *gates = buffers_.gate.data(), *up = buffers_.up.data(), *out = buffers_.gated.data();
     stage(
-        index, matrix[kGate].tiles(),
+        thread, index, matrix[kGate].tiles(),
         [&](int64_t first, int64_t end) {
           multiply(matrix[kGate], normed, gates, first, end);
           multiply(matrix[kUp], normed, up, first, end);
@@ -324,7 +328,7 @@ class Run {
         });
     const Rows gated{buffers_.gated.data(), buffers_.gated_lanes.data(), &fixed_gated_};
     stage(
-        index + 1, matrix[kDown].tiles(),
+        thread, index + 1, matrix[kDown].tiles(),
         [&](int64_t first, int64_t end) {
           multiply(matrix[kDown], gated, buffers_.sum.data(), first, end);
         },
@@ -340,10 +344,10 @@ class Run {
   }
 
   // Logits of the last token.
-  void score(int64_t index) {
+  void score(int64_t thread, int64_t index) {
     const Rows normed{buffers_.normed.data(), buffers_.normed_lanes.data(), &fixed_normed_};
     stage(
-        index, model_.head.tiles(),
+        thread, index, model_.head.tiles(),
         [&](int64_t first, int64_t end) {
           multiply(model_.head, normed, logits_, first, end, count_ - 1, 1);
         },
@@ -355,10 +359,11 @@ class Run {
   const Kernels& kernels_;
   const Buffers buffers_;
   FixedRow fixed_normed_, fixed_mixed_, fixed_gated_;
+  const int64_t threads_, parts_of_stage_;
   const std::unique_ptr<Stage[]> stages_;
+  const std::unique_ptr<Part[]> parts_;  // of every stage
   const int64_t count_, position_;
   float* const logits_;
-  const int64_t threads_;
 };
 
 }  // namespace

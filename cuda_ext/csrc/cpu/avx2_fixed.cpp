@@ -21,10 +21,12 @@ struct Whole {
   static I halves_and(I a, I b) { return _mm256_and_si256(a, b); }
   template <int n>
   static I halves_shift(I a) { return _mm256_srli_epi16(a, n); }
+  static constexpr int kTopsAt = 6;  // shifts that the other codes of these words take, too
   static I top_bits(I low, I middle, I high) {
-    const I second = halves_and(halves_shift<14>(middle), halves(2));
-    const I third = halves_and(halves_shift<13>(high), halves(4));
-    return _mm256_or_si256(_mm256_or_si256(halves_shift<15>(low), second), third);
+    const I first = halves_and(halves_shift<9>(low), halves(0x40));
+    const I second = halves_and(halves_shift<8>(middle), halves(0x80));
+    const I third = halves_and(halves_shift<7>(high), halves(0x100));
+    return _mm256_or_si256(_mm256_or_si256(first, second), third);
   }
   static I words_shift(I a, int n) { return _mm256_sll_epi32(a, _mm_cvtsi32_si128(n)); }
   static I pairs(I a, I b) { return _mm256_madd_epi16(a, b); }

@@ -24,6 +24,7 @@ struct Whole {
   static I halves_and(I a, I b) { return _mm512_and_si512(a, b); }
   template <int n>
   static I halves_shift(I a) { return _mm512_srli_epi16(a, n); }
+  static constexpr int kTopsAt = 0;
   static I top_bits(I low, I middle, I high) {
 #if defined(__AVX512VBMI2__)
     const I two = _mm512_shldi_epi16(halves_shift<15>(high), middle, 1);

@@ -20,16 +20,18 @@
 // which the products need. All of the tree comes at the end of a unit (fixed_plain.h); or, of short
 // units with AVX-512, the words take its first step before the products (fixed_paired.h). Both give
 // the same bits.
-// The zero-point leaves the sums next: (sum of code * v) - zero * (sum of v). What is rounded is both sums of a unit where they exceed 2^24, that difference once, its product
-// with both scales, and the sums of units, put aside every kFoldBlocks blocks.
+// The zero-point leaves the sums next: (sum of code * v) - zero * (sum of v). What is rounded is both
+// sums of a unit where they exceed 2^24, that difference once, its product with both scales, and the
+// sums of units, put aside every kFoldBlocks blocks.
 //
 // Whole: I, F (vectors of kWide words and floats); zero, load, store, add, halves (one number in all),
-// halves_and,
-// halves_shift<n>, top_bits (of the halves of three vectors, low to high), words_shift (left), pairs (sums of two products of halves), add_pairs (sum + pairs), floats, nearest,
-// set, every (a float in memory for all lanes), load_floats, store_floats, add_floats, mul, fma, fnma,
-// high_halves and low_halves (of even and odd numbers), larger (of |floats|), largest, sum (of all
-// lanes), both (8 floats of hi and 8 of lo); merge_pairs (lanes of 64 bits of two pairs of rows to
-// those of half as many), merge_quarters; and what one of the two headers asks.
+// halves_and, halves_shift<n>, top_bits (of the halves of three vectors, low to high, from bit kTopsAt
+// on: 0 or 6), words_shift (left), pairs (sums of two products of halves), add_pairs (sum + pairs),
+// floats, nearest, set, every (a float in memory for all lanes), load_floats, store_floats,
+// add_floats, mul, fma, fnma, high_halves and low_halves (of even and odd numbers), larger (of
+// |floats|), largest, sum (of all lanes), both (8 floats of hi and 8 of lo); merge_pairs (lanes of 64
+// bits of two pairs of rows to those of half as many), merge_quarters; and what one of the two headers
+// asks.
 #pragma once
 
 #include <cstring>
@@ -85,15 +87,17 @@ int64_t fixed_words(const Weight& weight) {
 }
 
 // The bit at which the even code of block i of a chunk is multiplied: where it lies if that costs
-// x no precision, else where a shift of the word puts it.
+// x no precision, else where a shift of the word puts it. With 3 bits the three words of a chunk may
+// be shifted by 9, 8 and 7, which puts the bits of the code that straddles them side by side.
 constexpr int kShift2 = 8, kShift3 = 9;
 constexpr int shift_before(int bits, int i) {
   if (straddles(bits, i)) return 0;
   const int bit = shift_of(bits, i);
-  return bits == 8 ? bit : bits == 3 ? (bit >= kShift3 ? kShift3 : 0) : (bit >= 8 ? kShift2 : 0);
+  if (bits == 3) return bit < 9 ? 0 : kShift3 - (Whole::kTopsAt == 0 ? 0 : unit_of(bits, i));
+  return bits == 8 ? bit : bit >= 8 ? kShift2 : 0;
 }
 constexpr int bit_in_place(int bits, int i) {
-  return straddles(bits, i) ? 0 : shift_of(bits, i) - shift_before(bits, i);
+  return straddles(bits, i) ? Whole::kTopsAt : shift_of(bits, i) - shift_before(bits, i);
 }
 
 float power(int exponent) {  // 2^exponent, of normal numbers

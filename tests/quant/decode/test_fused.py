@@ -128,13 +128,12 @@ def test_any_number_of_threads_gives_the_same_bits(tmp_path) -> None:
     model, prompt = packed(llama(), Scheme(3, 32), tmp_path / "q"), prompt_of()
     threads, found = torch.get_num_threads(), []
     try:
-        for number in (1, 2, 5):
+        for number in (1, 2, 5, 19):  # above 16 of them a part of a stage has several threads
             torch.set_num_threads(number)
             found.append(run(FusedDecoder(model, 32), prompt)[1])
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
+    assert all(torch.equal(found[0], other) for other in found[1:])
 
 
 @pytest.mark.parametrize("name", NOT_LLAMA)

@@ -20,7 +20,7 @@ from quant.scheme import Scheme
 def nearest(column: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
     """Return the level nearest to each weight of column [rows], whose grids are `grid` [rows]."""
     codes = torch.arange(scheme.max_code + 1, dtype=column.dtype, device=column.device)
-    levels = torch.stack([decode(code.expand(len(column)), grid, scheme) for code in codes])
+    levels = decode(codes[:, None].expand(-1, len(column)), grid, scheme)
     distance = (levels - column).abs()
     best = distance.argmin(dim=0, keepdim=True)
     # Of two levels as near, the one that the levels take: outputs' errors tell the two apart.

@@ -82,10 +82,13 @@ def prepare(plans: Sequence[CellPlan]) -> None:
         context().set_forkserver_preload([*PRELOAD, *names, WARM])
 
 
-def warm_up() -> None:
-    """Start the fork server and wait until it has imported what `prepare` chose."""
+def warm_up(meanwhile: Callable[[], object] = lambda: None) -> None:
+    """Start the fork server and wait until it has imported what `prepare` chose.
+
+    meanwhile  is called before the wait, and is done with it at the return; its errors are ignored.
+    """
     process = context().Process(target=int, name="bitsweep-warm-up")
-    _start(process)
+    _start(process, meanwhile)
     process.join()
 
 
@@ -263,11 +266,11 @@ def _without_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _start(process: Any) -> None:
+def _start(process: Any, meanwhile: Callable[[], object] = lambda: None) -> None:
     """Start a process; an interrupt meanwhile ends the process and a fork server that is starting.
 
     The server imports libraries for seconds before it answers. A thread waits for it, so that an
-    interrupt can end the server at once and without its traceback.
+    interrupt can end the server at once and without its traceback, and this thread can work.
     """
     trouble: list[BaseException] = []
 
@@ -288,6 +291,8 @@ def _start(process: Any) -> None:
         # this process, perhaps between the fork and what the forked process is to read.
         with signals.deferred():
             thread.start()
+        with contextlib.suppress(Exception):
+            meanwhile()
         thread.join()
     except KeyboardInterrupt:
         from multiprocessing import forkserver  # does not exist on all platforms

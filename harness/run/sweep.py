@@ -12,7 +12,7 @@ from harness.errors import StoreError
 from harness.records.store import cell_name
 from harness.run.diary import DISK_TROUBLE, Diary, Job, Runner, Settled
 from harness.run.events import Event, Failed, Finished
-from harness.run.process import prepare, run_in_process
+from harness.run.process import prepare, run_in_process, warm_up
 from harness.run.screen import Screen
 from harness.run.signals import exit_status
 from harness.run.tables import calibration_texts
@@ -61,6 +61,12 @@ def run_sweep(plans: list[CellPlan], diary: Diary, console: Console) -> Outcome:
     prepare(plans)
     screen = Screen(console, plans)
     with screen, Runner(diary, "here") as runner:
+        if any(plan.todo for plan in plans):
+            try:
+                warm_up(_prepare_report)
+            except KeyboardInterrupt as error:
+                outcome.interrupted = exit_status(error)
+                return outcome
         for job, plan in zip(jobs_of(plans), plans, strict=True):
             screen.cell(job.number, job.name, plan)
             if not plan.todo:
@@ -81,6 +87,18 @@ def run_sweep(plans: list[CellPlan], diary: Diary, console: Console) -> Outcome:
                 break
             runner.ends()
     return outcome
+
+
+def _prepare_report() -> None:
+    """Import what the report at the end needs, while the libraries of the cells are imported.
+
+    Both take seconds on a core of their own, and nothing is measured yet: later it would disturb.
+    """
+    import harness.report.build
+    from harness.report.plot_style import warm_up as warm_up_plots
+
+    assert harness.report.build
+    warm_up_plots()
 
 
 class _Ear:

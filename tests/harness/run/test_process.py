@@ -228,6 +228,18 @@ def test_waiting_for_another_process_is_said(tiny_cell: Make, tmp_path: Path) ->
     ]
 
 
+def test_what_is_done_while_the_server_starts_may_fail() -> None:
+    calls = []
+
+    def meanwhile() -> None:
+        calls.append(multiprocessing.active_children())
+        raise ImportError("no module named matplotlib")
+
+    process.warm_up(meanwhile)
+    assert len(calls) == 1
+    assert multiprocessing.active_children() == []
+
+
 def test_waiting_takes_none_of_the_cell_s_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(process.time, "monotonic", lambda: now)

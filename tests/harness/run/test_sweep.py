@@ -23,10 +23,11 @@ class Plans:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *scripts: list[Any]) -> None:
         self.ran: list[int] = []
-        self.prepared = 0
+        self.prepared = self.warmed = 0
         self.writable = True
         monkeypatch.setattr(sweep, "Screen", lambda *_: _Silent())
         monkeypatch.setattr(sweep, "prepare", self._prepare)
+        monkeypatch.setattr(sweep, "warm_up", self._warm_up)
         monkeypatch.setattr(sweep, "run_in_process", self._run)
         monkeypatch.setattr(sweep, "cell_name", lambda identity: f"cell {identity}")
         self.scripts = scripts
@@ -44,6 +45,12 @@ class Plans:
     def _prepare(self, plans: list[Any]) -> None:
         assert self.ran == []
         self.prepared = len(plans)
+
+    def _warm_up(self, meanwhile: Any) -> None:
+        assert self.ran == [], "what is imported meanwhile would disturb a stage"
+        assert self.prepared == len(self.plans)
+        assert meanwhile is sweep._prepare_report
+        self.warmed += 1
 
     def _run(self, cell: Any, hear: Any, log: Path) -> None:
         assert log.name == f"{cell.number + 1:03}-cell_{cell.number}.log"
@@ -87,7 +94,7 @@ def test_stages_are_counted_and_a_failure_costs_no_other_cell(
         monkeypatch, [], [failed("ValueError")], [finished(cached=True), finished(), finished()]
     )
     found = plans.outcome()
-    assert plans.prepared == 3
+    assert (plans.prepared, plans.warmed) == (3, 1)
     assert plans.ran == [1, 2], "a cell whose stages are all done starts no process"
     assert (found.finished, found.cached) == (2, 2 + 1)
     assert [(name, each.type) for name, each in found.failures] == [("cell 1", "ValueError")]
@@ -113,3 +120,19 @@ def test_a_signal_ends_it_with_its_status_and_what_was_finished(
 ) -> None:
     found = Plans(monkeypatch, [finished(), signal], [finished()]).outcome()
     assert (found.finished, found.interrupted, found.stopped) == (1, status, None)
+
+
+def test_a_sweep_with_nothing_to_do_starts_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = Plans(monkeypatch, [], [])
+    assert plans.outcome().cached == 4
+    assert plans.warmed == 0
+
+
+def test_a_signal_before_the_first_cell_has_its_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_meanwhile: Any) -> None:
+        raise Terminated
+
+    plans = Plans(monkeypatch, [finished()])
+    monkeypatch.setattr(sweep, "warm_up", interrupted)
+    found = plans.outcome()
+    assert (found.interrupted, found.finished, plans.ran) == (143, 0, [])

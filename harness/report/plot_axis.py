@@ -16,7 +16,7 @@ from matplotlib.artist import Artist
 from matplotlib.lines import Line2D
 from matplotlib.markers import TICKDOWN, TICKLEFT
 from matplotlib.text import Text
-from matplotlib.transforms import Bbox
+from matplotlib.transforms import Bbox, IdentityTransform
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -134,7 +134,10 @@ class AxisArtist(Artist):
             x, y = label.get_transform().transform(label.get_position())
             key = (label.get_text(), dpi, *self._font)
             if key not in _measured:
-                _measured[key] = label.get_window_extent(renderer).translated(-x, -y)
+                # Not where it stands: in the last bit, the box would depend on the first place.
+                there = {**self._style, "transform": IdentityTransform()}
+                text = Text(text=label.get_text(), **there)
+                _measured[key] = text.get_window_extent(renderer)
             found.append(_measured[key].translated(x, y))
         return found
 

@@ -16,7 +16,7 @@ from harness.paired.comparison import Comparison, same_units
 from harness.recommend.limits import CRITERIA, KLD, RATIO, Criterion, Limits, Measured, measured
 from harness.records.record import QUANTIZATION, Items
 from harness.report.columns import Shown, SuiteTable
-from harness.report.compare import other_sample
+from harness.report.compare import other_sample, usual_sample
 from harness.report.pareto import cost_axes, quality_columns, serving_in
 from harness.report.rows import FigureKey, Row
 from harness.report.serving import Serving
@@ -182,7 +182,7 @@ def _elsewhere(
         f"other sample: {criterion.name} of {task} is {text}"
         for key, task in criterion.tasks(shown, rows).items()
         if key in row.figures
-        for text in other_sample(row.figures[key], key, rows)
+        for text in other_sample(row.figures[key], usual_sample(rows, key))
     ]
 
 

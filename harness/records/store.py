@@ -19,7 +19,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import repeat
@@ -271,12 +271,19 @@ def write_each(files: Mapping[Path, str | bytes]) -> None:
     Raises StoreError for the first that cannot be written; those after it may be written or not.
     """
     mode = 0o666 & ~_umask()  # of the whole process, so no thread may ask for it
-    if len(files) == 1:
-        _replace(*next(iter(files.items())), mode)
-    else:  # a disk syncs several files in the time of one
-        with ThreadPoolExecutor(WRITERS) as pool:
-            list(pool.map(_replace, files, files.values(), repeat(mode)))
-    for folder in dict.fromkeys(path.parent for path in files):
+    folders = dict.fromkeys(path.parent for path in files)
+    try:
+        if len(files) == 1:
+            _replace(*next(iter(files.items())), mode)
+        else:  # a disk syncs several files in the time of one
+            with ThreadPoolExecutor(WRITERS) as pool:
+                list(pool.map(_replace, files, files.values(), repeat(mode)))
+    except BaseException:  # those that were written have their names: keep these as well
+        for folder in folders:
+            with suppress(OSError):
+                _sync_folder(folder)
+        raise
+    for folder in folders:
         with disk_errors(folder):
             _sync_folder(folder)
 

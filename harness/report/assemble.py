@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 from harness.report.columns import FigureColumn, Place, Shown, SuiteTable
-from harness.report.compare import best_figures, compared_notes, other_sample
+from harness.report.compare import Sample, best_figures, compared_notes, other_sample, usual_sample
 from harness.report.differences import Differences, difference_table, find_differences
 from harness.report.names import (
     Footnotes,
@@ -80,17 +80,23 @@ def tables_of_model(model: OfModel, notes: Sequence[str] = ()) -> list[Table]:
 
 def columns_in_order(rows: Sequence[Row], declared: Mapping[str, SuiteTable]) -> list[Shown]:
     """All columns of one model's rows, in the order of their tables."""
+    keys = _figure_keys(rows)
     return [
         shown
         for _, suites in sorted(_places(declared), key=lambda each: (each[0].rank, each[0].name))
         for name, table in suites.items()
-        for shown in shown_columns(name, table, rows)
+        for shown in _shown_columns(name, table, rows, keys.get(name, set()))
     ]
 
 
-def shown_columns(suite: str, table: SuiteTable, rows: Sequence[Row]) -> list[Shown]:
-    """The columns of one suite that have something to show, in order."""
-    pairs = _pairs(suite, table, rows)
+def _shown_columns(
+    suite: str, table: SuiteTable, rows: Sequence[Row], found: set[FigureKey]
+) -> list[Shown]:
+    """The columns of one suite that have something to show, in order.
+
+    found  the keys of its figures.
+    """
+    pairs = _pairs(suite, table, rows, found)
     count = {id(declared): 0 for declared, _ in pairs}
     for declared, _ in pairs:
         count[id(declared)] += 1
@@ -117,7 +123,13 @@ def _joined(
     place: Place, model: str, rows: list[Row], suites: Mapping[str, SuiteTable]
 ) -> Joined | None:
     """The tables of a place; None without a figure or a failure."""
-    shown = _distinct({name: shown_columns(name, table, rows) for name, table in suites.items()})
+    keys = _figure_keys(rows)
+    shown = _distinct(
+        {
+            name: _shown_columns(name, table, rows, keys.get(name, set()))
+            for name, table in suites.items()
+        }
+    )
     failed = [
         name
         for name, table in suites.items()
@@ -131,12 +143,13 @@ def _joined(
     differences = find_differences(rows, [each.key for each in compared])
     footnotes, cells = Footnotes(), []
     busy = {name: busy_footnote(name, rows) for name in suites}
+    usual = {each.key: usual_sample(rows, each.key) for each in compared}
     for index, row in enumerate(rows):
         line = name_cells(row, rows, footnotes)
         for each in every:
             suite = each.key[0]
             said = differences.footnotes(index, each.key)
-            cell = _cell(row, each, rows, footnotes, suites[suite].compared, busy[suite], said)
+            cell = _cell(row, each, rows, footnotes, usual.get(each.key), busy[suite], said)
             line.append(replace(cell, best=True) if (index, each.key) in best else cell)
         line += [missing(row, name, footnotes) for name in failed]
         cells.append(line)
@@ -148,7 +161,7 @@ def _joined(
     ]
     notes = []
     if any(suites[name].compared for name in suites):
-        notes += compared_notes(rows, compared, best) + differences.notes()
+        notes += compared_notes(rows, compared, best, usual) + differences.notes()
     for name, table in suites.items():
         notes += table.notes(rows, shown[name]) if shown[name] else []
     title = place.title.replace("{model}", model)
@@ -161,10 +174,9 @@ def _joined(
 
 
 def _pairs(
-    suite: str, table: SuiteTable, rows: Sequence[Row]
+    suite: str, table: SuiteTable, rows: Sequence[Row], found: set[FigureKey]
 ) -> list[tuple[FigureColumn, FigureKey]]:
     """Declared columns with the keys of their figures."""
-    found = _figure_keys(tuple(rows)).get(suite, set())
     if not found and not (table.every_column and any(suite in row.failures for row in rows)):
         return []
     tasks = sorted({task for _, task, _ in found}) or [suite]
@@ -184,8 +196,7 @@ def _pairs(
     return pairs
 
 
-@lru_cache(maxsize=8)  # asked for every suite, and for every plot again
-def _figure_keys(rows: tuple[Row, ...]) -> dict[str, set[FigureKey]]:
+def _figure_keys(rows: Sequence[Row]) -> dict[str, set[FigureKey]]:
     """The keys of all figures by suite."""
     found: dict[str, set[FigureKey]] = {}
     for key in {key for row in rows for key in row.figures}:
@@ -232,10 +243,11 @@ def _cell(
     shown: Shown,
     rows: Sequence[Row],
     footnotes: Footnotes,
-    compared: bool,
+    usual: Sample | None,
     busy: str,
     said: Sequence[str],
 ) -> Cell:
+    """usual: the sample of most of the column, where figures of different rows are compared."""
     figure = row.figures.get(shown.key)
     if figure is None:
         why = shown.declared.absent(row, shown.key)
@@ -243,7 +255,7 @@ def _cell(
             return missing(row, shown.key[0], footnotes)
         return Cell(marks=(footnotes.mark(why),)) if why else Cell()
     marks = failed_seeds(row, shown.key[0], footnotes)
-    texts = other_sample(figure, shown.key, rows) if compared else []
+    texts = [] if usual is None else other_sample(figure, usual)
     texts += shown.declared.footnotes(row, shown.key, rows)
     texts += [*([busy] if figure.busy else []), *said]
     marks += tuple(footnotes.mark(text) for text in texts)

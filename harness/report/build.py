@@ -120,7 +120,7 @@ def _made(
         files |= {f"plots/{plot.name}.{kind}": data for kind, data in plot.files.items()}
     files["metrics.csv"] = metrics
     summary = _summary(title, tables, pictures, records)
-    shown = for_terminal(summarized, models)
+    shown = for_terminal(summarized, models, every.notes)
     return Report({"summary.md": summary.encode(), PAGE: whole.encode(), **files}, shown)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 
 from harness.report.columns import Shown
 from harness.report.names import calibrations, several_seeds
 from harness.report.rows import Figure, FigureKey, Row
 from harness.report.table import Note
+
+Sample = tuple[int, str | None]  # number of observations, hash of the tokens
 
 
 def best_figures(rows: Sequence[Row], shown: Sequence[Shown]) -> set[tuple[int, FigureKey]]:
@@ -31,22 +32,28 @@ def best_figures(rows: Sequence[Row], shown: Sequence[Shown]) -> set[tuple[int, 
     return best
 
 
-def other_sample(figure: Figure, key: FigureKey, rows: Sequence[Row]) -> list[str]:
+def other_sample(figure: Figure, usual: Sample) -> list[str]:
     """A footnote for a figure on another sample than most of its column."""
-    if _sample(figure) == _usual_sample(tuple(rows), key):
+    if _sample(figure) == usual:
         return []
     return [f"on {figure.n} {figure.n_unit} that are not those of the column: do not compare"]
 
 
 def compared_notes(
-    rows: Sequence[Row], shown: Sequence[Shown], best: set[tuple[int, FigureKey]]
+    rows: Sequence[Row],
+    shown: Sequence[Shown],
+    best: set[tuple[int, FigureKey]],
+    usual: Mapping[FigureKey, Sample],
 ) -> list[Note]:
-    """Notes on the samples, the meaning of ± and bold, and the calibration."""
+    """Notes on the samples, the meaning of ± and bold, and the calibration.
+
+    usual  usual_sample of every figure.
+    """
     notes = []
     measured_on: dict[str, list[str]] = {}
     for each in shown:
         unit = _figures(rows, each.key)[0].n_unit
-        count, _ = _usual_sample(tuple(rows), each.key)
+        count, _ = usual[each.key]
         measured_on.setdefault(f"{count} {unit}", []).append(each.key[1])
     if shown:
         counts = "; ".join(
@@ -72,13 +79,12 @@ def compared_notes(
     return notes
 
 
-def _sample(figure: Figure) -> tuple[int, str | None]:
-    """The sample of a figure: number of observations, token hash."""
+def _sample(figure: Figure) -> Sample:
     return figure.n, figure.token_hash
 
 
-@lru_cache(maxsize=64)  # asked for every row
-def _usual_sample(rows: tuple[Row, ...], key: FigureKey) -> tuple[int, str | None]:
+def usual_sample(rows: Sequence[Row], key: FigureKey) -> Sample:
+    """The sample of most of a column."""
     samples = Counter(_sample(figure) for figure in _figures(rows, key))
     return max(samples, key=lambda sample: (samples[sample], sample[0], sample[1] or ""))
 

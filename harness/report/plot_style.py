@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from harness.report.plot_fonts import font_families, kept_subsets
+from harness.report.plot_fonts import font_families, kept_fonts, kept_subsets
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,14 +61,17 @@ def panels_in(count: int, figure_height: float) -> tuple[Figure, list[Axes]]:
     lines = -(-count // columns)
     width, height = PANELS[columns]
     size = (width * columns, height * lines + figure_height)
+    from harness.report.plot_axis import Panel
+
     figure = new_figure(*size)
     grid = figure.add_gridspec(lines, 2 * columns)
-    panels = []
+    panels: list[Axes] = []
     for number in range(count):
         line, place = divmod(number, columns)
         lacking = columns - min(columns, count - line * columns)
         start = 2 * place + lacking
-        panels.append(figure.add_subplot(grid[line, start : start + 2]))
+        place_of = grid[line, start : start + 2]
+        panels.append(figure.add_subplot(place_of, axes_class=Panel))
     return figure, panels
 
 
@@ -166,7 +169,8 @@ def own_style() -> Iterator[None]:
         settings: Any = matplotlib.rcParams  # typed by name in some versions
         settings.update(STYLE)
         settings["font.family"] = font_families()
-        yield
+        with kept_fonts():
+            yield
 
 
 def warm_up() -> None:
@@ -192,8 +196,10 @@ def save(figure: Figure) -> dict[str, bytes]:
     drawn = recorded(figure, DPI)
     saved = {}
     for kind, metadata in NO_METADATA.items():
-        buffer = io.BytesIO()
+        # An SVG is many short texts: encoded at once in a third of the time.
+        buffer: Any = io.StringIO() if kind == "svg" else io.BytesIO()
         with kept_subsets():
             drawn.savefig(buffer, format=kind, dpi=DPI, metadata=metadata, **OPTIONS.get(kind, {}))
-        saved[kind] = buffer.getvalue()
+        written = buffer.getvalue()
+        saved[kind] = written.encode() if isinstance(written, str) else written
     return saved

@@ -375,9 +375,12 @@ def _items_of(entries: list[dict[str, Any]]) -> tuple[Items, ...]:
 
 
 def _order(row: Row) -> tuple[Any, ...]:
+    return row.model, *in_order(row)
+
+
+def in_order(row: Row) -> tuple[Any, ...]:
     """Full precision, then descending bits; methods without calibration before those with it."""
     return (
-        row.model,
         not row.full_precision,
         -(row.bits or 0),
         -(row.group_size or math.inf),  # one grid per row, then descending group sizes

@@ -5,22 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from harness.report.across import across_models
 from harness.report.assemble import OfModel
 from harness.report.leading import ranked
 from harness.report.names import calibrations
 from harness.report.table import Note, Table
 
 MOST = 24  # rows of a table
+MOST_IN_ALL = 6 * MOST  # rows of the tables of several models
 NAMES = ("method", "scheme", "calibration")  # columns that name a row, where a table has them
 _Names = tuple[float | str | None, ...]
 
 
-def for_terminal(tables: Sequence[Table], models: Sequence[OfModel]) -> list[Table]:
+def for_terminal(
+    tables: Sequence[Table], models: Sequence[OfModel], notes: Sequence[str] = ()
+) -> list[Table]:
     """The tables, those of more than MOST rows with MOST of them and a note that says so.
 
     Full precision comes first, then the best of a bit width, then what is on the most Pareto
-    fronts; the order is that of the table.
+    fronts; the order is that of the table. Tables of several models that have more than
+    MOST_IN_ALL rows even so are replaced by a few across models.
+
+    notes  sentences on the rows, which the first table has.
     """
+    if len(models) > 1 and sum(min(MOST, len(each.rows)) for each in tables) > MOST_IN_ALL:
+        across = across_models(models, MOST, notes)
+        if across:
+            return across
     long = {table.model for table in tables if len(table.rows) > MOST}
     places = {each.name: _places(each) for each in models if each.name in long}
     return [

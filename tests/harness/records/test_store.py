@@ -172,6 +172,23 @@ def test_of_files_written_together_the_first_refused_is_named(tmp_path: Path) ->
         write_each(files)
 
 
+def test_folders_are_synced_where_one_of_several_files_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in the way").write_text("a file")
+    (tmp_path / "free").mkdir()
+    real, synced = os.fsync, []
+
+    def fsync(handle: int) -> None:
+        synced.append(os.fstat(handle).st_ino)
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(StoreError, match="a file is in the way"):
+        write_each({tmp_path / "free" / "a.txt": "", tmp_path / "in the way" / "b.txt": ""})
+    assert (tmp_path / "free").stat().st_ino in synced
+
+
 def test_a_file_in_the_place_of_the_results_folder(tmp_path: Path) -> None:
     (tmp_path / "results").write_text("not a folder")
     with pytest.raises(StoreError, match="a file is in the way"):

@@ -1,15 +1,19 @@
 """Which figure is bold, which must not be compared, against a count by hand."""
 
+import gc
+import weakref
 from collections import Counter
 from dataclasses import replace
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.report.assemble import OfModel
 from harness.report.columns import FigureColumn, Shown
-from harness.report.compare import best_figures, compared_notes, other_sample
+from harness.report.compare import best_figures, compared_notes, other_sample, usual_sample
 from harness.report.rows import Figure, Row
 from harness.report.table import Column
+from harness.suites.find import declared_tables
 
 KEY = ("perplexity", "text", "perplexity")
 FIGURE = Figure(
@@ -34,6 +38,7 @@ cells = st.tuples(
 )
 
 
+@settings(deadline=None)  # a busy machine is no fault
 @given(st.lists(cells, max_size=7), st.booleans())
 def test_the_best_of_a_bit_width_is_that_of_a_sorted_list(
     drawn: list[tuple[float | None, float, bool]], higher: bool
@@ -59,13 +64,24 @@ def test_a_figure_on_another_sample_is_marked_and_the_usual_one_is_said() -> Non
     rows[2] = other
     samples = Counter(each.figures[KEY].token_hash for each in rows if each.figures)
     assert samples == {"ab": 2, "cd": 1}
-    marks = [other_sample(each.figures[KEY], KEY, rows) for each in rows if each.figures]
+    usual = usual_sample(rows, KEY)
+    marks = [other_sample(each.figures[KEY], usual) for each in rows if each.figures]
     assert marks[:2] == [[], []]
     (said,) = marks[2]
     assert said.startswith("on 100 tokens that are not those of the column")
     best = best_figures(rows, shown())
-    texts = [note.text for note in compared_notes(rows, shown(), best)]
+    texts = [note.text for note in compared_notes(rows, shown(), best, {KEY: usual})]
     assert texts[0] == "Measured on text: 100 tokens."
     assert texts[1].startswith("± is one standard error")
     assert "Bold: best of its bit width." in texts
     assert not any("Several seeds" in text for text in texts)
+
+
+def test_tables_keep_no_rows() -> None:
+    """A process that makes many reports has the rows of those that it is making."""
+    rows = [row(5.0), row(6.0)]
+    gone = weakref.ref(rows[0])
+    assert OfModel("model", rows, declared_tables(rows, {})).joined
+    del rows
+    gc.collect()
+    assert gone() is None

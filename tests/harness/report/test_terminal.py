@@ -1,8 +1,14 @@
 """What a terminal shows of reports with more rows than a person reads there."""
 
+import pytest
+
+from harness.records.record import Failure
 from harness.report.build import make_report
+from harness.report.frame import from_records
+from harness.report.rows import read_rows
 from harness.report.table import Cell, Column, Table
-from harness.report.terminal import MOST, for_terminal
+from harness.report.tables import models_of, tables_of
+from harness.report.terminal import MOST, MOST_IN_ALL, for_terminal
 
 METHODS = 60
 
@@ -73,3 +79,70 @@ def test_a_long_table_without_names_of_rows_has_its_first_lines() -> None:
     (shown,) = for_terminal([table], [])
     assert shown.rows == lines[:MOST]
     assert shown.notes[0].text == f"The first {MOST} of {MOST + 1} rows. All are in summary.md."
+
+
+def of_models(made_up, count: int, per_model: int):
+    """Full precision and RTN at w4 of each model, and GPTQ of several dampings, the last best."""
+    records = []
+    for model in range(count):
+        name = f"m{model:02}"
+        records += made_up.cell("none", "w16", 5.0, model=name)
+        records += made_up.cell("rtn", "w4", 7.0 + model, model=name)
+        for number in range(per_model):
+            made = {"config": {"method.damping": number}, "options": f"number {number:02}"}
+            value = 6.5 + model - number / 100
+            records += made_up.cell("gptq", "w4", value, model=name, **made)
+    return records
+
+
+def on_terminal(records) -> list[Table]:
+    every = read_rows(from_records(records))
+    models = models_of(every.rows)
+    return for_terminal(tables_of(models, every.notes), models, every.notes)
+
+
+def test_tables_of_many_models_are_a_few_across_them(made_up) -> None:
+    models = MOST_IN_ALL // 10
+    tables = on_terminal(of_models(made_up, models, 10))
+    assert {table.model for table in tables} == {""}
+    first, last = tables[0], tables[-1]
+    assert [each.header for each in first.columns] == [
+        *("method", "scheme"),
+        *(f"m{model:02}" for model in range(models)),
+    ]
+    assert first.title == "embedded_eval ppl ↓, by model"
+    rows = {(row[0].text, row[1].text): row[2:] for row in first.rows}
+    assert [cell.text for cell in rows["full prec.", ""]] == ["5.000"] * models
+    assert [cell.value for cell in rows["RTN", "w4"]] == [7.0 + each for each in range(models)]
+    assert all(cell.best for cell in rows["GPTQ number 09", "w4"])
+    assert not any(cell.best for cell in rows["GPTQ number 08", "w4"])
+    assert not any(cell.marks for row in first.rows for cell in row)
+    assert "summary.md" in last.notes[-1].text
+
+
+def test_tables_of_few_models_are_their_own(made_up) -> None:
+    tables = on_terminal(of_models(made_up, 2, 1))
+    assert {table.model for table in tables} == {"m00", "m01"}
+
+
+@pytest.mark.parametrize("models", [MOST, MOST + 1])
+def test_a_table_across_models_has_no_more_rows_and_columns_than_a_person_reads(
+    made_up, models
+) -> None:
+    first = on_terminal(of_models(made_up, models, MOST))[0]
+    assert (len(first.columns), len(first.rows)) == (2 + MOST, MOST)
+    assert first.rows[0][0].text == "full prec."
+    assert f"GPTQ number {MOST - 1}" in {row[0].text for row in first.rows}  # the best
+    said = [note.text for note in first.notes]
+    assert f"{MOST} of {MOST + 2} rows: the best of each bit width." in said
+    assert (f"{MOST} of {models} models." in said) == (models > MOST)
+
+
+def test_failures_of_many_models_are_counted(made_up) -> None:
+    records = of_models(made_up, MOST_IN_ALL // 10, 10)
+    error = Failure(stage="perplexity", type="ValueError", message="none")
+    failed = {"model": "m00", "method": "gptq", "scheme": "w3", "error": error, "metrics": []}
+    records.append(made_up.record(**failed))
+    first = on_terminal(records)[0]
+    assert [row[2].text for row in first.rows if row[1].text == "w3"] == ["failed"]
+    assert "Rows of models with a failure: 1." in [note.text for note in first.notes]

@@ -312,7 +312,7 @@ TABLE = SuiteTable(
 
 SUITE = Suite(
     name="audit",
-    version=1,
+    version=2,
     config=Config,
     run=run,
     check=check,

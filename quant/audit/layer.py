@@ -10,7 +10,7 @@ from torch import Tensor
 from quant.audit.coordinates import Coordinates, find_coordinates
 from quant.audit.grids import clipped, levels_used, rounded
 from quant.audit.moments import Moments
-from quant.audit.trials import FOLLOWED, SAME_CODES, Trials
+from quant.audit.trials import FOLLOWED, Trials
 from quant.weight import QuantizedWeight
 
 # A code counts as rounding if its level is the nearest, or no further than this many steps from
@@ -152,7 +152,7 @@ def audit_layer(
     columns = close.float().mean(dim=0)
     order = _order(columns, inputs.matrix)
     loop, loop_as = None, None
-    if order is not None and alike.followed < FOLLOWED and alike.agreement < SAME_CODES:
+    if order is not None and alike.followed < FOLLOWED:
         loop, loop_as = trials.any_loop(order == "act-order")
     evidence = Evidence(
         weight_error=_norm(scaled - quantized) / (_norm(scaled) or 1.0),

@@ -37,9 +37,8 @@ NEAR = tuple(10 ** (power / 16) for power in (-3, -2, -1, 1, 2, 3))
 SAMPLE = 64  # rows
 LAST = 128  # columns P
 EXACT = 0.995  # share of equal codes from which on no other damping is tried
-SAME_CODES = 0.97  # share of equal codes from which on they are taken for the solver's own
 # Share of codes that are the solver's step by step from which on they are its own (docs/audit.md:
-# at 3 bits 99.9 % of a producer's who had the same text, 97 % and less of other samples' of it).
+# at 3 bits 99.4 % and more of a producer who had the text, 96 % and less of other samples of it).
 FOLLOWED = 0.99
 NATURAL, ACT_ORDER = Order(False), Order(True)
 
@@ -96,16 +95,19 @@ class Trials:
         """
         shares = {order: self._equal(each) for order, each in self._tried.items()}
         order = max(shares, key=lambda each: shares[each])
-        best, damping = self._damped(order, shares[order])
-        for grouped in self._by_groups if best < SAME_CODES else ():
-            share, other = self._damped(grouped, self._equal(self._try(DAMPING, grouped)))
-            if share > best:
-                best, damping, order = share, other, grouped
+        best = self._alike(order, shares[order], better)
+        for grouped in self._by_groups if best.followed < FOLLOWED else ():
+            other = self._alike(grouped, self._equal(self._try(DAMPING, grouped)), better)
+            best = max(best, other, key=lambda each: each.followed)
+        return best
+
+    def _alike(self, order: Order, usual: float, better: QuantizedWeight) -> Likeness:
+        share, damping = self._damped(order, usual)
         if (damping, order) == (DAMPING, self.better_order):
-            best = float((better.codes == self._found.codes).float().mean())
+            share = float((better.codes == self._found.codes).float().mean())
         words = f"damping {damping:g}{f', {order}' if order.act_order else ''}"
         factor = self._inputs.factor(damping, order, self._layer)
-        return Likeness(best, followed(self._some, self._part, factor), words)
+        return Likeness(share, followed(self._some, self._part, factor), words)
 
     def any_loop(self, act_order: bool) -> tuple[float, str]:
         """Return the largest share that a loop on this text follows step by step, and that loop.

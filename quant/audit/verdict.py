@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from quant.audit.trials import FOLLOWED, SAME_CODES
+from quant.audit.trials import FOLLOWED
 
 if TYPE_CHECKING:
     from quant.audit.layer import ErrorAlone, Evidence
@@ -80,17 +80,13 @@ def judge(seen: Evidence) -> Verdict:
     times = f"{seen.error / seen.rounding_error:.3g} times the error of rounding"
     if seen.error > WORSE * seen.rounding_error:
         return Verdict(WORSE_THAN_ROUNDING, f"{times}; {share}")
-    more = ""
-    if (
-        seen.error > SAME_ERROR * seen.solver_error
-    ):  # another damping or order would have been better
-        more = f"; {seen.error / seen.solver_error:.3g} times the error of its better settings"
-    if seen.agreement >= SAME_CODES:
-        same = f"{100 * seen.agreement:.1f} % of the codes are the solver's ({seen.same_as})"
-        return Verdict(AS_GOOD, same + more)
     if seen.followed >= FOLLOWED:
         steps = f"{100 * seen.followed:.1f} % of the codes are what the solver would choose"
-        return Verdict(AS_GOOD, f"{steps} behind the codes before them ({seen.same_as}){more}")
+        same = f"{steps} behind the codes before them ({seen.same_as})"
+        if seen.error > SAME_ERROR * seen.solver_error:  # another damping or order is better here
+            times = f"{seen.error / seen.solver_error:.3g} times"
+            same += f"; {times} the error of its better settings"
+        return Verdict(AS_GOOD, same)
     over = f"{seen.error / seen.solver_error:.3g} times the solver's error, {times}"
     if seen.error <= SAME_ERROR * seen.solver_error:
         return Verdict(AS_GOOD, over)

@@ -82,6 +82,7 @@ def _row(layer: Layer) -> dict[str, Any]:
             number(ratio(layer, "solver")),
             percent("rounded"),
             percent("agreement"),
+            percent("followed"),
             percent("clipped"),
             number(layer.get("scale_spread")),
             number(layer.get("condition")),

@@ -52,6 +52,11 @@ def audit(asked: Request) -> int:
     Returns the exit status: 0; 1 if the audit failed; 3 if layers contradict what the files claim.
     Raises BitsweepError for a request that is impossible.
     """
+    if not asked.checkpoint.exists():
+        raise ConfigError(
+            f"there is no checkpoint {asked.checkpoint.absolute()}: name the folder of a quantized "
+            f"model, or a {gguf.SUFFIX} file."
+        )
     file = asked.checkpoint.suffix == gguf.SUFFIX and asked.checkpoint.is_file()
     if file and not _types(asked.checkpoint):
         raise ConfigError(

@@ -14,7 +14,7 @@ from harness.data.config import CalibConfig, DocumentsConfig
 from harness.data.inputs import calibration_settings, protocol_hash
 from harness.errors import ConfigError
 from harness.models import gguf
-from harness.models.folders import check_folder, folder_fingerprint
+from harness.models.folders import check_folder, folder_fingerprint, text_config
 from harness.records.hashes import file_sha256
 from harness.records.record import Metric
 from harness.report.columns import FigureColumn, Place, Shown, SuiteTable
@@ -60,6 +60,7 @@ def check(config: Config, facts: Facts) -> None:
     file = _rounded(facts.file)
     if config.base is not None:
         _check_base(Path(config.base), f"{facts.key}.base", file)
+        _check_vocabulary(config.base, facts)
     elif file is not None or not facts.has_original:
         raise ConfigError(
             f"{facts.key}.base is missing: name the folder of the full-precision model that "
@@ -82,6 +83,8 @@ def check(config: Config, facts: Facts) -> None:
         )
     except (texts.ProtocolError, texts.TextError) as error:
         raise ConfigError(f"{facts.key}: {error}.") from error
+    if config.base is not None:
+        _check_length(config.base, calib.length, facts)
     if config.protocols:
         reading.check(config, facts)
 
@@ -117,6 +120,25 @@ def _check_base(base: Path, what: str, file: Path | None) -> None:
             check_pair(file, base)
         except ArtifactError as error:
             raise ConfigError(str(error)) from error
+
+
+def _check_vocabulary(base: str, facts: Facts) -> None:
+    known = text_config(Path(base)).get("vocab_size")
+    own = (facts.shape or {}).get("vocab_size")
+    if isinstance(own, int) and isinstance(known, int) and known < own:
+        raise ConfigError(
+            f"{facts.key}.base={base} knows {known} tokens, but {facts.model} has {own} "
+            "(vocab_size of config.json): name the model that the checkpoint was made from."
+        )
+
+
+def _check_length(base: str, length: int | None, facts: Facts) -> None:
+    most = text_config(Path(base)).get("max_position_embeddings")
+    if isinstance(length, int) and isinstance(most, int) and length > most:
+        raise ConfigError(
+            f"{facts.key}: windows of {length} tokens (calib.length, --length) are longer than the "
+            f"{most} positions of {base}: choose at most {most}."
+        )
 
 
 def _rounded(file: Path | None) -> Path | None:
@@ -277,17 +299,14 @@ def _verdicts(figure: Figure) -> Cell:
 
 
 def _notes(rows: list[Row], shown: list[Shown]) -> list[Note]:  # noqa: ARG001
-    return [
-        Note(
-            "Errors are tr(E H Eᵀ) of the text's Hessians, medians over layers: beside rounding to "
-            "nearest and beside GPTQ on the same grids. Gain: the share of the way from the one to "
-            "the other. docs/audit.md says what the verdicts mean."
-        ),
-        Note(
-            "If solved: the base with GPTQ's codes on the checkpoint's grids, at equal bytes.",
-            tuple(each.column.name for each in shown if each.key[2].startswith("resolved")),
-        ),
-    ]
+    errors = Note(
+        "Errors are tr(E H Eᵀ) of the text's Hessians, medians over layers: beside rounding to "
+        "nearest and beside GPTQ on the same grids. Gain: the share of the way from the one to "
+        "the other. docs/audit.md says what the verdicts mean."
+    )
+    solved = tuple(each.column.name for each in shown if each.key[2].startswith("resolved"))
+    said = "If solved: the base with GPTQ's codes on the checkpoint's grids, at equal bytes."
+    return [errors, Note(said, solved)] if solved else [errors]  # no columns would be any
 
 
 TABLE = SuiteTable(
@@ -312,7 +331,7 @@ TABLE = SuiteTable(
 
 SUITE = Suite(
     name="audit",
-    version=1,
+    version=2,
     config=Config,
     run=run,
     check=check,

@@ -10,7 +10,7 @@ from torch import Tensor
 from quant.audit.coordinates import Coordinates, find_coordinates
 from quant.audit.grids import clipped, levels_used, rounded
 from quant.audit.moments import Moments
-from quant.audit.trials import Trials
+from quant.audit.trials import FOLLOWED, Trials
 from quant.weight import QuantizedWeight
 
 # A code counts as rounding if its level is the nearest, or no further than this many steps from
@@ -34,8 +34,13 @@ class Evidence:
     solver_rounded    the same share of the solver's codes.
     agreement         share of its codes that the solver has too, at the damping and order that fit
                       best on a sample of rows; `same_as` says which these are.
+    followed          share of its codes that this solver would choose where they are, behind the
+                      layer's own codes in the columns before.
     order             "natural" or "act-order", if the first column of that order is uncorrected and
                       that of the other is not; None: not known.
+    any_loop          the largest share `followed` of any loop tried on this text, weaker solvers
+                      among them; `any_loop_as` names it. None: not asked, as the solver's does, or
+                      no order is known.
     scaled            what was scaled before quantization (quant.audit.coordinates); None: nothing.
     clipped           share of weights that the grids cut off.
     levels, of_levels codes that occur, and codes that the scheme has.
@@ -51,8 +56,11 @@ class Evidence:
     rounded: float
     solver_rounded: float
     agreement: float
+    followed: float
     same_as: str
     order: str | None
+    any_loop: float | None
+    any_loop_as: str | None
     scaled: str | None
     clipped: float
     levels: int
@@ -137,11 +145,15 @@ def audit_layer(
 
     trials = Trials(scaled, found, inputs, kernel, layer)
     better = trials.better()
-    agreement, same_as = trials.most_alike(better)
+    alike = trials.most_alike(better)
     values = better.dequantize()
     close = _is_rounding(scaled, quantized, nearest, coordinates.uncertainty)
     own = _is_rounding(scaled, values, nearest, coordinates.uncertainty)
     columns = close.float().mean(dim=0)
+    order = _order(columns, inputs.matrix)
+    loop, loop_as = None, None
+    if order is not None and alike.followed < FOLLOWED:
+        loop, loop_as = trials.any_loop(order == "act-order")
     evidence = Evidence(
         weight_error=_norm(scaled - quantized) / (_norm(scaled) or 1.0),
         cosine=_cosine(scaled, quantized),
@@ -150,9 +162,12 @@ def audit_layer(
         solver_error=error_of(values),
         rounded=float(columns.mean()),
         solver_rounded=int(own.sum()) / own.numel(),
-        agreement=agreement,
-        same_as=same_as,
-        order=_order(columns, inputs.matrix),
+        agreement=alike.agreement,
+        followed=alike.followed,
+        same_as=alike.same_as,
+        order=order,
+        any_loop=loop,
+        any_loop_as=loop_as,
         scaled=coordinates.words,
         clipped=clipped(scaled, found),
         levels=levels_used(found),

@@ -44,20 +44,28 @@ class Moments:
     condition: float
     factors: dict[tuple[float, Order], Factor] = field(default_factory=dict, repr=False)
 
-    def factor(self, damping: float, order: Order, layer: str) -> Factor:
-        """Return the damped, factored matrix."""
+    @property
+    def size(self) -> int:
+        """Number of inputs."""
+        return len(self.matrix)
+
+    def factor(self, damping: float, order: Order, layer: str, keep: bool = True) -> Factor:
+        """Return the damped, factored matrix; keep it for the next one who asks, unless told."""
         key = (damping, order)
-        if key not in self.factors:
-            self.factors[key] = factorize(
-                self.matrix,
-                damping,
-                order.act_order,
-                layer,
-                self.tokens,
-                together=order.together,
-                checked=bool(self.factors),
-            ).keeping()
-        return self.factors[key]
+        if key in self.factors:
+            return self.factors[key]
+        found = factorize(
+            self.matrix,
+            damping,
+            order.act_order,
+            layer,
+            self.tokens,
+            together=order.together,
+            checked=bool(self.factors),
+        )
+        if keep:
+            found = self.factors[key] = found.keeping()
+        return found
 
     def loss(self, apart: Tensor) -> float:
         """Return tr(E H E^T) of E [rows, in], from the upper triangle of H."""

@@ -13,13 +13,15 @@ diagonal alone. So the codes of P follow from a factor of H_PP.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from quant.audit.grids import rows_of, solved, stored_grids
+from quant.audit.loops import followed, greedy
 from quant.audit.moments import Moments, Order
 from quant.errors import SingularHessianError
 from quant.hessian import Factor, plain_root
@@ -28,14 +30,32 @@ from quant.solvers.columns import Groups, column_loop
 from quant.weight import QuantizedWeight
 
 DAMPING, OTHERS = 0.01, (0.05, 0.1, 0.001)  # the paper's, and others that producers use
+USUAL = (DAMPING, *OTHERS)
+# Dampings at which a solver may have followed this text all the same, and steps between two.
+WIDE = tuple(10 ** (power / 4) for power in range(-16, 5))
+NEAR = tuple(10 ** (power / 16) for power in (-3, -2, -1, 1, 2, 3))
 SAMPLE = 64  # rows
 LAST = 128  # columns P
 EXACT = 0.995  # share of equal codes from which on no other damping is tried
-# Share of equal codes from which on they are taken for the solver's own. At 3 bits SmolLM2's layers
-# share at most 95.6 % with what is solved on other samples of the text; with a producer whose own
-# loop had the same text, 209 of 210 layers share 97.2 % and more.
-SAME_CODES = 0.97
+# Share of codes that are the solver's step by step from which on they are its own (docs/audit.md:
+# at 3 bits 99.4 % and more of a producer who had the text, 96 % and less of other samples of it).
+FOLLOWED = 0.99
 NATURAL, ACT_ORDER = Order(False), Order(True)
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How alike a layer's codes and the solver's are, at the order and damping that fit best.
+
+    agreement  share of codes that the solver has too.
+    followed   share of codes that the solver would choose where they are, behind the layer's own
+               codes in the columns before (quant.audit.loops).
+    same_as    damping and order, in words.
+    """
+
+    agreement: float
+    followed: float
+    same_as: str
 
 
 class Trials:
@@ -68,23 +88,64 @@ class Trials:
         factor = self._inputs.factor(DAMPING, self.better_order, self._layer)
         return solved(self._weight, self._found, factor, self._kernel)
 
-    def most_alike(self, better: QuantizedWeight) -> tuple[float, str]:
-        """Return the largest share of equal codes over orders and dampings, and these in words.
+    def most_alike(self, better: QuantizedWeight) -> Likeness:
+        """Return the likeness at the order and damping of the largest share of equal codes.
 
-        If that is `better`, all of its rows are counted.
+        If that is `better`, all of its rows are counted for this share.
         """
         shares = {order: self._equal(each) for order, each in self._tried.items()}
         order = max(shares, key=lambda each: shares[each])
-        best, damping = self._damped(order, shares[order])
-        size = self._found.scheme.group_size
-        if best < SAME_CODES and size is not None and self._found.group_index is None:
-            grouped = Order(True, size)
-            share, other = self._damped(grouped, self._equal(self._try(DAMPING, grouped)))
-            if share > best:
-                best, damping, order = share, other, grouped
+        best = self._alike(order, shares[order], better)
+        for grouped in self._by_groups if best.followed < FOLLOWED else ():
+            other = self._alike(grouped, self._equal(self._try(DAMPING, grouped)), better)
+            best = max(best, other, key=lambda each: each.followed)
+        return best
+
+    def _alike(self, order: Order, usual: float, better: QuantizedWeight) -> Likeness:
+        share, damping = self._damped(order, usual)
         if (damping, order) == (DAMPING, self.better_order):
-            best = float((better.codes == self._found.codes).float().mean())
-        return best, f"damping {damping:g}{f', {order}' if order.act_order else ''}"
+            share = float((better.codes == self._found.codes).float().mean())
+        words = f"damping {damping:g}{f', {order}' if order.act_order else ''}"
+        factor = self._inputs.factor(damping, order, self._layer)
+        return Likeness(share, followed(self._some, self._part, factor), words)
+
+    def any_loop(self, act_order: bool) -> tuple[float, str]:
+        """Return the largest share that a loop on this text follows step by step, and that loop.
+
+        Tried are dampings up to 10, a greedy loop, and the solver in its first columns alone, where
+        one follows that corrects nothing across blocks.
+        """
+        orders = [ACT_ORDER, *self._by_groups] if act_order else [NATURAL]
+        shares = dict(part for order in orders for part in self._loops(order))
+        words = max(shares, key=lambda each: shares[each])
+        return shares[words], words
+
+    def _loops(self, order: Order) -> Iterator[tuple[str, float]]:
+        said = f", {order}" if order.act_order else ""
+        usual = self._inputs.factor(DAMPING, order, self._layer)
+        loop = greedy(self._inputs, usual)
+        yield f"a greedy loop's (GPFQ){said}", followed(self._some, self._part, loop)
+        fits = dict(self._fits(order, WIDE))
+        near = max(fits, key=lambda each: fits[each])
+        fits |= dict(self._fits(order, [near * step for step in NEAR]))
+        best = max(fits, key=lambda each: fits[each])
+        for damping in (best, *USUAL):
+            words = f"the solver's at damping {damping:.2g}{said}"
+            try:
+                factor = self._inputs.factor(damping, order, self._layer, keep=False)
+            except SingularHessianError:  # no solver could have used it
+                continue
+            yield words, followed(self._some, self._part, factor)
+            if self._inputs.size > LAST:
+                share = followed(self._some, self._part, factor, LAST)
+                if share >= FOLLOWED:  # errors of few columns are small, whatever the text
+                    yield f"{words}, but in its first {LAST} columns alone", share
+
+    @property
+    def _by_groups(self) -> list[Order]:
+        """Act-order that keeps groups together, if the layer has such groups."""
+        size = self._found.scheme.group_size
+        return [] if size is None or self._found.group_index is not None else [Order(True, size)]
 
     def _damped(self, order: Order, usual: float) -> tuple[float, float]:
         """The share of equal codes and the damping that fit best; `usual`: at the usual one."""
@@ -102,7 +163,9 @@ class Trials:
     def _equal(self, one: QuantizedWeight) -> float:
         return float((one.codes == self._part.codes).float().mean())
 
-    def _fits(self, tried: Order) -> Iterator[tuple[float, float]]:
+    def _fits(
+        self, tried: Order, dampings: Sequence[float] = USUAL
+    ) -> Iterator[tuple[float, float]]:
         """Yield every damping with the share of equal codes in the last columns of an order."""
         usual = self._inputs.factor(DAMPING, tried, self._layer)
         hessian, part = self._inputs.matrix, self._part
@@ -112,7 +175,7 @@ class Trials:
         pull = product((self._some - part.dequantize())[:, before], hessian[before][:, last])
         alive = torch.zeros(len(last), dtype=torch.bool)
         grids, index = stored_grids(part), part.column_groups()[last].tolist()
-        for damping in (DAMPING, *OTHERS):
+        for damping in dampings:
             absolute = usual.damping * damping / DAMPING
             block = hessian[last][:, last]
             block.diagonal().add_(absolute)

@@ -45,6 +45,7 @@ def test_a_solved_checkpoint_is_as_good_as_the_solver(made, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "as good as the solver" in said
     assert "this layer is RTN" not in said
+    assert "If solved" not in said  # no such columns
     page = page_of(tmp_path)
     assert page.count('<td class="word good">as good as the solver</td>') == 12
     assert "name the method <b>gptq</b>" in page
@@ -120,15 +121,36 @@ def test_another_base_is_seen(made, tmp_path, capsys):
         ({"--base": "./nowhere"}, "--base ./nowhere is not a folder"),
         ({"--calib": "none"}, "needs a text for its Hessians"),
         ({"--text": "missing.txt"}, "missing.txt"),
+        ({"--length": "4096"}, "windows of 4096 tokens (calib.length, --length) are longer than"),
     ],
 )
 def test_what_is_impossible_is_one_sentence(made, tmp_path, capsys, change, sentence):
     words = {"--base": str(made["base"]), "--calib": "text", "--text": str(made["text"])} | change
+    words = {"--length": "32"} | words
     more = [word for pair in words.items() for word in pair]
     assert cli.main(["audit", str(made["gptq"]), *more, "--results", str(tmp_path)]) == 2
     said = capsys.readouterr().err.strip()
     assert sentence in said
     assert said.count("\n") == 0
+
+
+def test_a_checkpoint_that_is_not_there_is_named(made, tmp_path, capsys):
+    assert run(made, tmp_path / "nowhere", tmp_path) == 2
+    said = capsys.readouterr().err
+    assert f"there is no checkpoint {tmp_path / 'nowhere'}: name the folder of a quantized" in said
+
+
+def test_a_base_of_a_smaller_vocabulary_is_refused_by_the_plan(made, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(made["base"], other)
+    config = json.loads((other / "config.json").read_text())
+    own = config["vocab_size"]
+    config["vocab_size"] = own - 10
+    (other / "config.json").write_text(json.dumps(config))
+    assert run({**made, "base": other}, made["gptq"], tmp_path / "results") == 2
+    said = capsys.readouterr().err
+    assert f"base={other} knows {own - 10} tokens, but gptq has {own} (vocab_size of" in said
+    assert "name the model that the checkpoint was made from" in said
 
 
 def test_a_model_that_is_not_quantized_is_refused(made, tmp_path, capsys):

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib import rcParams
 from matplotlib.artist import Artist
-from matplotlib.axes import Axes
-from matplotlib.axis import XAxis, YAxis
 from matplotlib.lines import Line2D
 from matplotlib.markers import TICKDOWN, TICKLEFT
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox, IdentityTransform
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.backend_bases import RendererBase
 
@@ -29,42 +28,6 @@ BELOW = 0.5  # in the order of drawing: where `axes.axisbelow` puts axes
 
 # Boxes of labels about their places, by text, dots per inch, families, size, and which axis.
 _measured: dict[tuple[Any, ...], Bbox] = {}
-
-
-class Panel(Axes):
-    """Axes of `few_artists`: matplotlib makes no tick of its own, which nothing would draw."""
-
-    def _init_axis(self) -> None:
-        self.xaxis, self.yaxis = _Across(self, clear=False), _Upright(self, clear=False)
-        for side, axis in (
-            ("bottom", self.xaxis),
-            ("top", self.xaxis),
-            ("left", self.yaxis),
-            ("right", self.yaxis),
-        ):
-            self.spines[side].register_axis(axis)
-
-
-class _Across(XAxis):
-    def reset_ticks(self) -> None:
-        _no_ticks(self)
-
-    def get_ticks_position(self) -> Any:
-        return "bottom"  # matplotlib asks the first tick
-
-
-class _Upright(YAxis):
-    def reset_ticks(self) -> None:
-        _no_ticks(self)
-
-    def get_ticks_position(self) -> Any:
-        return "left"
-
-
-def _no_ticks(axis: Any) -> None:
-    axis.majorTicks, axis.minorTicks = [], []
-    if hasattr(axis.axes, "patch"):  # axes are cleared before they have one, too
-        axis.set_clip_path(axis.axes.patch)
 
 
 def few_artists(panel: Axes) -> None:

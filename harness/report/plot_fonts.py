@@ -20,8 +20,6 @@ FAMILY = "Bitsweep Sans"
 STYLES = {"": "normal", " Bold": "bold"}
 # Basic Latin to Latin Extended-A, Greek, punctuation, arrows, mathematics.
 RANGES = ((0x20, 0x17F), (0x370, 0x3FF), (0x2010, 0x2044), (0x2190, 0x2199), (0x2200, 0x226B))
-# How letters are placed, which a PDF says of each of them.
-LAYOUT_TABLES = ("GDEF", "GPOS", "GSUB", "MATH", "kern")
 FAMILY_ID, FULL_NAME_ID, POSTSCRIPT_ID = 1, 4, 6  # of the table of names
 
 
@@ -41,59 +39,19 @@ def font_families() -> tuple[str, str]:
 
 
 @contextmanager
-def kept_fonts() -> Iterator[None]:
-    """Context: matplotlib keeps which files a text is set in, for other texts.
-
-    It looks for them again for every text and format, by the families and settings of the process,
-    which are those of `own_style` meanwhile.
-    """
-    from matplotlib import font_manager
-
-    manager: Any = font_manager.fontManager
-    find = getattr(manager, "_find_fonts_by_props", None)
-    if find is None or "_find_fonts_by_props" in vars(manager):
-        yield  # no part of matplotlib's interface: a later version may do without
-        return
-
-    def found(prop: Any, *more: Any, **others: Any) -> list[Any]:
-        if more or others or not isinstance(prop, font_manager.FontProperties):
-            files: list[Any] = find(prop, *more, **others)
-            return files
-        key = tuple(vars(prop).values())
-        if key not in _files:
-            _files[key] = find(prop)
-        return list(_files[key])
-
-    manager._find_fonts_by_props = found
-    try:
-        yield
-    finally:
-        del manager._find_fonts_by_props  # of this one, so that its class's is found again
-
-
-@contextmanager
 def kept_subsets() -> Iterator[None]:
     """Context: the PDF backend keeps the letters that it took out of a font, for other plots.
 
     The plots of models need the same few sets of letters, and taking them out was a tenth of the
     time of drawing. matplotlib has no setting for it, so its own functions are replaced meanwhile.
-    Tables of the font that no reader of a PDF uses are taken out before, which halves that time.
     """
-    from fontTools import subset
     from matplotlib.backends import _backend_pdf_ps
 
     backend: Any = _backend_pdf_ps
     if not (hasattr(backend, "get_glyphs_subset") and hasattr(backend, "font_as_file")):
         yield  # no part of matplotlib's interface: a later version may do without
         return
-    make, write, load = backend.get_glyphs_subset, backend.font_as_file, subset.load_font
-
-    def without_layout(*arguments: Any, **named: Any) -> Any:
-        font = load(*arguments, **named)
-        for table in LAYOUT_TABLES:
-            if table in font:
-                del font[table]
-        return font
+    make, write = backend.get_glyphs_subset, backend.font_as_file
 
     def subset_of(file: Any, glyphs: Iterable[Any]) -> AbstractContextManager[Any]:
         key = (str(file), frozenset(glyphs))
@@ -108,15 +66,12 @@ def kept_subsets() -> Iterator[None]:
         return io.BytesIO(next(known))
 
     backend.get_glyphs_subset, backend.font_as_file = subset_of, as_file
-    subset.load_font = without_layout
     try:
         yield
     finally:
         backend.get_glyphs_subset, backend.font_as_file = make, write
-        subset.load_font = load
 
 
-_files: dict[tuple[Any, ...], list[Any]] = {}
 _subsets: dict[tuple[str, frozenset[Any]], tuple[Any, Any, bytes]] = {}
 _folders: list[tempfile.TemporaryDirectory[str]] = []
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from harness.report.plot_fonts import font_families, kept_fonts, kept_subsets
+from harness.report.plot_fonts import font_families, kept_subsets
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,17 +61,14 @@ def panels_in(count: int, figure_height: float) -> tuple[Figure, list[Axes]]:
     lines = -(-count // columns)
     width, height = PANELS[columns]
     size = (width * columns, height * lines + figure_height)
-    from harness.report.plot_axis import Panel
-
     figure = new_figure(*size)
     grid = figure.add_gridspec(lines, 2 * columns)
-    panels: list[Axes] = []
+    panels = []
     for number in range(count):
         line, place = divmod(number, columns)
         lacking = columns - min(columns, count - line * columns)
         start = 2 * place + lacking
-        place_of = grid[line, start : start + 2]
-        panels.append(figure.add_subplot(place_of, axes_class=Panel))
+        panels.append(figure.add_subplot(grid[line, start : start + 2]))
     return figure, panels
 
 
@@ -169,8 +166,7 @@ def own_style() -> Iterator[None]:
         settings: Any = matplotlib.rcParams  # typed by name in some versions
         settings.update(STYLE)
         settings["font.family"] = font_families()
-        with kept_fonts():
-            yield
+        yield
 
 
 def warm_up() -> None:
@@ -196,10 +192,8 @@ def save(figure: Figure) -> dict[str, bytes]:
     drawn = recorded(figure, DPI)
     saved = {}
     for kind, metadata in NO_METADATA.items():
-        # An SVG is many short texts: encoded at once in a third of the time.
-        buffer: Any = io.StringIO() if kind == "svg" else io.BytesIO()
+        buffer = io.BytesIO()
         with kept_subsets():
             drawn.savefig(buffer, format=kind, dpi=DPI, metadata=metadata, **OPTIONS.get(kind, {}))
-        written = buffer.getvalue()
-        saved[kind] = written.encode() if isinstance(written, str) else written
+        saved[kind] = buffer.getvalue()
     return saved

@@ -25,11 +25,9 @@ def by_row_figure(
     from matplotlib.lines import Line2D
     from matplotlib.ticker import FixedFormatter, FixedLocator
 
-    from harness.report.plot_axis import Panel
-
     lines = measured_rows(rows, keys, plot)
     figure = new_figure(6.4, 0.27 * len(lines) + 1.5)
-    panel = figure.add_subplot(axes_class=Panel)
+    panel = figure.subplots()
     for height, (row, found, beside) in enumerate(reversed(lines)):
         colour = REFERENCE if row.full_precision else colour_of(row.name, rows)
         low, high = found.low or found.value, found.high or found.value

@@ -5,7 +5,6 @@ import re
 import zlib
 
 import pytest
-from matplotlib.axes import Axes
 from PIL import Image
 
 from harness.report import drawing, plot_axis, plot_record
@@ -15,12 +14,9 @@ from harness.report.rows import read_rows
 from harness.report.tables import models_of
 
 
-def by_matplotlib(make) -> dict[str, bytes]:
-    """The files as matplotlib writes them: its axes and ticks, and a draw for each."""
+def by_matplotlib(figure) -> dict[str, bytes]:
+    """The files as matplotlib writes them: its ticks, and a draw for each."""
     saved = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plot_axis, "Panel", Axes)
-        figure = make()
     figure.get_layout_engine().execute(figure)
     figure.set_layout_engine(None)
     for kind, metadata in NO_METADATA.items():
@@ -90,7 +86,7 @@ def drawn():
         return figure
 
     with own_style():
-        return save(figure()), by_matplotlib(figure)
+        return save(figure()), by_matplotlib(figure())
 
 
 def test_pixels_are_those_of_matplotlib(drawn) -> None:
@@ -123,7 +119,6 @@ def test_plots_of_a_model_have_the_pixels_of_matplotlib(made_up, monkeypatch) ->
     )
     (model,) = models_of(rows.rows)
     ours = {each.name: each.draw().files["png"] for each in drawing.plots_of(model)}
-    monkeypatch.setattr(plot_axis, "Panel", Axes)
     monkeypatch.setattr(plot_axis, "few_artists", lambda panel: None)
     monkeypatch.setattr(plot_record, "recorded", lambda figure, dpi: figure)
     assert {each.name: each.draw().files["png"] for each in drawing.plots_of(model)} == ours
@@ -141,7 +136,7 @@ def test_a_clip_of_any_form_is_scaled() -> None:
         return figure
 
     with own_style():
-        ours, expected = save(figure()), by_matplotlib(figure)
+        ours, expected = save(figure()), by_matplotlib(figure())
     assert pixels(ours["png"]) == pixels(expected["png"])
     mine, right = clip_of(ours["svg"]), clip_of(expected["svg"])
     assert len(right) > 40
@@ -153,27 +148,3 @@ def clip_of(svg: bytes) -> list[float]:
     found = re.findall(r"<clipPath[^>]*>\s*<path d=\"(.*?)\"", svg.decode(), re.DOTALL)
     (path,) = found
     return [float(each) for each in re.findall(r"-?[\d.]+", path)]
-
-
-def test_a_box_does_not_depend_on_where_its_text_was_first_measured(monkeypatch) -> None:
-    monkeypatch.setattr(plot_axis, "_measured", {})
-    for number in range(20):  # one text, at other places
-        with own_style():
-            figure, (panel,) = panels_in(1, 0.0)
-            panel.plot([0, 3 + number / 7], [0, 3 + number / 11])
-            plot_axis.few_artists(panel)
-            renderer = figure.canvas.get_renderer()
-            for artist in panel.artists:
-                boxes, _ = artist._update(renderer)
-                for box, label in zip(boxes, artist._labels, strict=True):
-                    stands = label.get_window_extent(renderer)
-                    assert box.extents.tolist() == stands.extents.tolist()
-
-
-def test_panels_have_ticks_of_their_own_only_where_they_are_asked_for() -> None:
-    with own_style():
-        _, (panel,) = panels_in(1, 0.0)
-        panel.plot([0, 1], [0, 1])
-        assert not panel.xaxis.majorTicks
-        assert not panel.yaxis.minorTicks
-        assert "1.0" in [each.get_text() for each in panel.get_xticklabels()]

@@ -8,7 +8,7 @@
 #   no buffer. Held and saved are 4.5 bits with blocks of 64, and 4.15 with double quantization, which the footprint calls equal.
 #   quanto (8, 4 and 2 bits) and torchao: 16 bits, as if nothing had been quantized: the tensor names the type that it stands for.
 # Known: nothing was found on the function; it sums numel() times element_size().
-# Matters: a table of "bits a weight" or "model size" by this call has NF4 an eighth too small and double quantization without any gain; beside
+# Matters: a table of "bits a weight" or "model size" by this call has NF4 a ninth too small and double quantization without any gain; beside
 #   them quanto's 2 bits and torchao's 8 stand at full size. num_parameters(), by contrast, is right for all of them.
 # Helps: the size of the saved file, or __tensor_flatten__ of the weights and bitsandbytes' quant_state.
 set -euo pipefail

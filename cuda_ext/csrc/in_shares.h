@@ -19,9 +19,10 @@ void in_shares(int64_t count, int64_t least, const Body& body) {
   const int64_t most = (count + least - 1) / least;
   const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), most);
   if (threads <= 1) return body(int64_t{0}, count);
-  const std::unique_ptr<Part[]> parts(new Part[threads]);
+  const int64_t count_of_parts = std::min(threads, kMostParts);
+  const std::unique_ptr<Part[]> parts(new Part[count_of_parts]);
   torch::stable::parallel_for(0, threads, 1, [&](int64_t thread, int64_t) {
-    while (const Share share = next_share(parts.get(), threads, count, least, thread))
+    while (const Share share = next_share(parts.get(), count_of_parts, count, least, thread))
       body(share.first, share.end);
   });
 }

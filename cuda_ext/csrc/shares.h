@@ -10,6 +10,9 @@
 
 namespace bitsweep {
 
+// More threads than that share parts: looking through them at the end takes time.
+constexpr int64_t kMostParts = 16;
+
 struct alignas(64) Part {  // a cache line each
   std::atomic<int64_t> taken{0};
 };

@@ -16,7 +16,7 @@ from harness.paired.comparison import Comparison, same_units
 from harness.recommend.limits import CRITERIA, KLD, RATIO, Criterion, Limits, Measured, measured
 from harness.records.record import QUANTIZATION, Items
 from harness.report.columns import Shown, SuiteTable
-from harness.report.compare import other_sample, usual_sample
+from harness.report.compare import Sample, other_sample, usual_sample
 from harness.report.pareto import cost_axes, quality_columns, serving_in
 from harness.report.rows import FigureKey, Row
 from harness.report.serving import Serving
@@ -118,6 +118,12 @@ def candidates(
     """Every row of one model, held against the limits."""
     shown = quality_columns(rows, declared)
     times = [axis for axis in cost_axes(rows, declared) if axis.name == "ms"]
+    usual = {
+        key: usual_sample(rows, key)
+        for each in CRITERIA
+        for key in each.tasks(shown, rows)
+        if any(key in row.figures for row in rows)
+    }
     found = []
     for row in rows:
         serving = serving_in(declared, row)
@@ -128,7 +134,7 @@ def candidates(
             time=next((value for axis in times if (value := axis.value(row)) is not None), None),
             figures={each.name: measured(each, row, rows, shown) for each in CRITERIA},
         )
-        found.append(_judged(made, rows, shown, limits, ranked_by, prefer))
+        found.append(_judged(made, rows, shown, usual, limits, ranked_by, prefer))
     return found
 
 
@@ -136,6 +142,7 @@ def _judged(
     found: Candidate,
     rows: Sequence[Row],
     shown: Sequence[Shown],
+    usual: Mapping[FigureKey, Sample],
     limits: Limits,
     ranked_by: Criterion,
     prefer: str,
@@ -157,7 +164,7 @@ def _judged(
         tasks = set(each.tasks(shown, rows).values())
         if not have or tasks - {one.task for one in have}:
             lacking.append(each.suite)
-        reasons += _elsewhere(each, found.row, rows, shown)
+        reasons += _elsewhere(each, found.row, rows, shown, usual)
         if limit is not None and have:
             far = [one for one in have if each.breaks(one.value, limit)]
             reasons += [_too_far(each, far, len(have), limit)] if far else []
@@ -175,14 +182,18 @@ def _judged(
 
 
 def _elsewhere(
-    criterion: Criterion, row: Row, rows: Sequence[Row], shown: Sequence[Shown]
+    criterion: Criterion,
+    row: Row,
+    rows: Sequence[Row],
+    shown: Sequence[Shown],
+    usual: Mapping[FigureKey, Sample],
 ) -> list[str]:
     """Figures that are on another sample than most rows', so that they order nothing."""
     return [
         f"other sample: {criterion.name} of {task} is {text}"
         for key, task in criterion.tasks(shown, rows).items()
         if key in row.figures
-        for text in other_sample(row.figures[key], usual_sample(rows, key))
+        for text in other_sample(row.figures[key], usual[key])
     ]
 
 

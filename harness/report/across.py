@@ -16,7 +16,7 @@ from harness.report.rows import FigureKey, Row, in_order
 from harness.report.table import NARROW_NO_VALUE, Cell, Column, Note, Table
 
 NAME = "across_models"
-A_REPORT = 3  # tables: one figure of each unit
+MOST_TABLES = 3  # one figure of each unit
 
 _Names = tuple[str, str]  # of a row, in every model
 
@@ -38,7 +38,7 @@ def across_models(models: Sequence[OfModel], most: int, notes: Sequence[str]) ->
     Empty where no model has such a figure.
     """
     shown = models[:most]
-    figures = [_figure(key, shown) for key in _keys(models)]
+    figures = [_figure(key, shown) for key in _keys(shown)]
     rows = sorted((row for each in shown for row in each.rows), key=in_order)
     names = list(dict.fromkeys(map(_names, rows)))
     chosen = _chosen(names, figures, most)
@@ -47,8 +47,8 @@ def across_models(models: Sequence[OfModel], most: int, notes: Sequence[str]) ->
         said = [*notes, *_left_out(len(chosen), len(names), "rows: the best of each bit width")]
         said += _left_out(len(shown), len(models), "models")
         failed = sum(bool(row.failures) for each in models for row in each.rows)
-        said += [f"Rows of models with a failure: {failed}."] if failed else []
-        tables[0] = replace(tables[0], notes=[Note(text) for text in said])
+        said += [f"{failed} rows of all models have a failure."] if failed else []
+        tables[0] = replace(tables[0], notes=[*map(Note, said), *tables[0].notes])
         bold = any(cell.best for table in tables for row in table.rows for cell in row)
         best = "Bold: best of its bit width. " * bold
         tables[-1].notes.append(
@@ -67,7 +67,7 @@ def _keys(models: Sequence[OfModel]) -> list[FigureKey]:
         for each in quality_columns(model.rows, model.declared):
             unit = next(row.figures[each.key].unit for row in model.rows if each.key in row.figures)
             units.setdefault(unit, each.key)
-    return list(units.values())[:A_REPORT]
+    return list(units.values())[:MOST_TABLES]
 
 
 def _figure(key: FigureKey, models: Sequence[OfModel]) -> _Figure:
@@ -122,7 +122,9 @@ def _table(figure: _Figure, names: Sequence[_Names], models: Sequence[OfModel]) 
         for method, scheme in names
     ]
     lines = [line for line in lines if any(each.text != NARROW_NO_VALUE for each in line[2:])]
-    return Table(NAME, "", f"{figure.title}, by model", columns, lines)
+    lacking = [each.name for each in models if each.name not in figure.cells]
+    notes = [Note(f"Models without this figure: {', '.join(lacking)}.")] if lacking else []
+    return Table(NAME, "", f"{figure.title}, by model", columns, lines, notes)
 
 
 def _left_out(shown: int, every: int, what: str) -> list[str]:

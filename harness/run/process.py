@@ -270,7 +270,8 @@ def _start(process: Any, meanwhile: Callable[[], object] = lambda: None) -> None
     """Start a process; an interrupt meanwhile ends the process and a fork server that is starting.
 
     The server imports libraries for seconds before it answers. A thread waits for it, so that an
-    interrupt can end the server at once and without its traceback, and this thread can work.
+    interrupt can end the server at once and without its traceback; another one works meanwhile:
+    imports that an interrupt cuts in two would break those that follow.
     """
     trouble: list[BaseException] = []
 
@@ -285,15 +286,20 @@ def _start(process: Any, meanwhile: Callable[[], object] = lambda: None) -> None
         except BaseException as error:
             trouble.append(error)
 
+    def work() -> None:
+        with contextlib.suppress(Exception):
+            meanwhile()
+
     thread = threading.Thread(target=start, daemon=True)
+    beside = threading.Thread(target=work, daemon=True)
     try:
         # An interrupt inside Thread.start would leave a thread that nobody waits for: it dies with
         # this process, perhaps between the fork and what the forked process is to read.
         with signals.deferred():
             thread.start()
-        with contextlib.suppress(Exception):
-            meanwhile()
+            beside.start()
         thread.join()
+        beside.join()
     except KeyboardInterrupt:
         from multiprocessing import forkserver  # does not exist on all platforms
 

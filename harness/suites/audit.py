@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from harness.data import protocols, texts
@@ -60,7 +61,6 @@ def check(config: Config, facts: Facts) -> None:
     file = _rounded(facts.file)
     if config.base is not None:
         _check_base(Path(config.base), f"{facts.key}.base", file)
-        _check_vocabulary(config.base, facts)
     elif file is not None or not facts.has_original:
         raise ConfigError(
             f"{facts.key}.base is missing: name the folder of the full-precision model that "
@@ -122,18 +122,8 @@ def _check_base(base: Path, what: str, file: Path | None) -> None:
             raise ConfigError(str(error)) from error
 
 
-def _check_vocabulary(base: str, facts: Facts) -> None:
-    known = text_config(Path(base)).get("vocab_size")
-    own = (facts.shape or {}).get("vocab_size")
-    if isinstance(own, int) and isinstance(known, int) and known < own:
-        raise ConfigError(
-            f"{facts.key}.base={base} knows {known} tokens, but {facts.model} has {own} "
-            "(vocab_size of config.json): name the model that the checkpoint was made from."
-        )
-
-
 def _check_length(base: str, length: int | None, facts: Facts) -> None:
-    most = text_config(Path(base)).get("max_position_embeddings")
+    most = protocols.stated_length(SimpleNamespace(**text_config(Path(base))))
     if isinstance(length, int) and isinstance(most, int) and length > most:
         raise ConfigError(
             f"{facts.key}: windows of {length} tokens (calib.length, --length) are longer than the "

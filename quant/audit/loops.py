@@ -40,7 +40,8 @@ def followed(
     apart = (weight - values).masked_fill_(factor.dead, 0)[:, order]
     target = torch.empty_like(values)
     target[:, order] = product(apart, factor.root.to(apart.dtype)) / factor.root.diagonal()
-    same = rounded(target.add_(values), found).codes == found.codes
+    # Values, not codes: FP4 has two zeros.
+    same = rounded(target.add_(values), found).dequantize() == values
     counting = order[~factor.dead[order]][:first]
     return float(same[:, counting].float().mean())
 

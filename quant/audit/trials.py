@@ -38,7 +38,8 @@ SAMPLE = 64  # rows
 LAST = 128  # columns P
 EXACT = 0.995  # share of equal codes from which on no other damping is tried
 # Share of codes that are the solver's step by step from which on they are its own (docs/audit.md:
-# at 3 bits 99.4 % and more of a producer who had the text, 96 % and less of other samples of it).
+# at 3 bits 99.4 % and more of a producer who had the text; of other samples of it 96 % and less,
+# but for a layer that one input dominates).
 FOLLOWED = 0.99
 NATURAL, ACT_ORDER = Order(False), Order(True)
 
@@ -135,8 +136,9 @@ class Trials:
                 factor = self._inputs.factor(damping, order, self._layer, keep=False)
             except SingularHessianError:  # no solver could have used it
                 continue
-            yield words, followed(self._some, self._part, factor)
-            if self._inputs.size > LAST:
+            whole = followed(self._some, self._part, factor)
+            yield words, whole
+            if whole < FOLLOWED and self._inputs.size > LAST:
                 share = followed(self._some, self._part, factor, LAST)
                 if share >= FOLLOWED:  # errors of few columns are small, whatever the text
                     yield f"{words}, but in its first {LAST} columns alone", share

@@ -97,4 +97,6 @@ def judge(seen: Evidence) -> Verdict:
         order = seen.order if seen.order == "act-order" else f"{seen.order} order"
         loop = f"its columns were corrected in {order}, but at most {steps} follow this text"
         return Verdict(OTHER_DATA, f"{loop}; {over}")
+    if seen.any_loop < FOLLOWED:
+        return Verdict(WORSE_THAN_SOLVER, f"{over}; at most {steps} follow this text")
     return Verdict(WORSE_THAN_SOLVER, f"{over}; {steps} are {seen.any_loop_as}")

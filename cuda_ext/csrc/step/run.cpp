@@ -28,7 +28,6 @@ double nanoseconds(Clock::time_point start, Clock::time_point end) {
 }
 
 constexpr int64_t kStagesOfLayer = 5, kAttentionStage = 1;
-constexpr int64_t kMostParts = 16;  // of a stage; more threads than that share them
 constexpr int kSpins = 4000;  // looks at the counter before the processor is offered to others
 
 struct alignas(64) Stage {

@@ -140,19 +140,6 @@ def test_a_checkpoint_that_is_not_there_is_named(made, tmp_path, capsys):
     assert f"there is no checkpoint {tmp_path / 'nowhere'}: name the folder of a quantized" in said
 
 
-def test_a_base_of_a_smaller_vocabulary_is_refused_by_the_plan(made, tmp_path, capsys):
-    other = tmp_path / "other"
-    shutil.copytree(made["base"], other)
-    config = json.loads((other / "config.json").read_text())
-    own = config["vocab_size"]
-    config["vocab_size"] = own - 10
-    (other / "config.json").write_text(json.dumps(config))
-    assert run({**made, "base": other}, made["gptq"], tmp_path / "results") == 2
-    said = capsys.readouterr().err
-    assert f"base={other} knows {own - 10} tokens, but gptq has {own} (vocab_size of" in said
-    assert "name the model that the checkpoint was made from" in said
-
-
 def test_a_model_that_is_not_quantized_is_refused(made, tmp_path, capsys):
     assert run(made, made["base"], tmp_path) == 2
     assert "is not quantized: its config.json has no quantization_config" in capsys.readouterr().err

@@ -136,3 +136,8 @@ def test_a_signal_before_the_first_cell_has_its_status(monkeypatch: pytest.Monke
     monkeypatch.setattr(sweep, "warm_up", interrupted)
     found = plans.outcome()
     assert (found.interrupted, found.finished, plans.ran) == (143, 0, [])
+
+
+def test_what_a_report_needs_can_be_imported_ahead() -> None:
+    """In a sweep its errors pass without a word: the report would say them."""
+    sweep._prepare_report()

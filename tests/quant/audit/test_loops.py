@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from quant.audit.grids import with_codes
 from quant.audit.layer import audit_layer
 from quant.audit.loops import followed, greedy
 from quant.audit.moments import moments
@@ -86,6 +87,29 @@ def test_a_weaker_solver_on_this_text_is_named(act_order):
         found = judge(seen(stepped(WEIGHT, GRIDS, factor)))
         assert found.name == WORSE_THAN_SOLVER
         assert words in found.why
+
+
+@pytest.mark.parametrize("damping", [0.03, 0.2, 0.5])
+@pytest.mark.parametrize("act_order", ORDERS)
+def test_a_loop_that_is_followed_whole_is_not_called_one_of_the_first_columns(act_order, damping):
+    """Errors of fewer columns are smaller, so their share alone is the larger one."""
+    found = seen(stepped(WEIGHT, GRIDS, factorize(HESSIAN, damping, act_order)))
+    said = f"{found.same_as} {found.any_loop_as} {judge(found).why}"
+    assert "columns alone" not in said
+
+
+def test_the_two_zeros_of_fp4_are_one_value():
+    scheme = Scheme(4, 32, levels="mxfp4", grid="even")
+    options = gptq.Options(damping=0.05)
+    layer = Layer(tokens=TOKENS)
+    found = gptq.solve(WEIGHT, scheme, gptq.prepare(HESSIAN, options, layer), options, layer).weight
+    codes = found.codes.clone()
+    codes[found.dequantize() == 0] = codes[found.dequantize() == 0].min()
+    other = with_codes(found, codes)
+    assert torch.equal(other.dequantize(), found.dequantize())
+    assert not torch.equal(other.codes, found.codes)
+    factor = factorize(HESSIAN, 0.05, False)
+    assert followed(WEIGHT, other, factor) == followed(WEIGHT, found, factor) > 0.999
 
 
 @pytest.mark.parametrize("act_order", ORDERS)

@@ -47,7 +47,7 @@ def across_models(models: Sequence[OfModel], most: int, notes: Sequence[str]) ->
         said = [*notes, *_left_out(len(chosen), len(names), "rows: the best of each bit width")]
         said += _left_out(len(shown), len(models), "models")
         failed = sum(bool(row.failures) for each in models for row in each.rows)
-        said += [f"{failed} rows of all models have a failure."] if failed else []
+        said += [f"Rows with a failure, of all models: {failed}."] if failed else []
         tables[0] = replace(tables[0], notes=[*map(Note, said), *tables[0].notes])
         bold = any(cell.best for table in tables for row in table.rows for cell in row)
         best = "Bold: best of its bit width. " * bold

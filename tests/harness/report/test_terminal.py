@@ -145,4 +145,12 @@ def test_failures_of_many_models_are_counted(made_up) -> None:
     records.append(made_up.record(**failed))
     first = on_terminal(records)[0]
     assert [row[2].text for row in first.rows if row[1].text == "w3"] == ["failed"]
-    assert "Rows of models with a failure: 1." in [note.text for note in first.notes]
+    assert "Rows with a failure, of all models: 1." in [note.text for note in first.notes]
+
+
+def test_models_without_the_figure_of_a_table_are_named(made_up) -> None:
+    records = of_models(made_up, MOST_IN_ALL // 10, 10)
+    *_, latency = made_up.cell("none", "w16", 5.0, model="other")
+    first = on_terminal([*records, latency])[0]
+    assert "other" not in [each.header for each in first.columns]
+    assert "Models without this figure: other." in [note.text for note in first.notes]

@@ -69,12 +69,10 @@ Tensor causal_attention(
   attention.out_at = {tokens * heads * attention.width, attention.width, heads * attention.width};
   const Kernels run = chosen_kernels();
   const int64_t strips = (tokens + run.attention_rows - 1) / run.attention_rows;
-  // A share of work that is worth a thread: about 64 thousand products.
   const int64_t products = run.attention_rows * tokens * attention.width;
-  const int64_t together = products >= 65536 ? 1 : 65536 / products;
   const Attention& arguments = attention;
   in_shares(
-      batch * heads * strips, together,
+      batch * heads * strips, worth_a_thread(products),
       [&](int64_t first, int64_t end) { run.attention(arguments, first, end); });
   return torch::stable::transpose(out, 1, 2);
 }

@@ -14,7 +14,6 @@
 namespace bitsweep {
 namespace {
 
-constexpr int64_t kShare = 65536;  // codes that are worth a thread
 
 // What glibc maps anew for every tensor: in pages of 4 KiB, mapping takes longer than the work.
 constexpr uintptr_t kLarge = 32 << 20, kPage = 4096;
@@ -91,7 +90,7 @@ void by_tiles(const Codes& codes, int64_t scratch_words, Body&& body) {
   const int64_t together = rows_together(codes.order);
   const int64_t tile = together * codes.columns;
   in_shares(
-      (codes.rows + together - 1) / together, tile >= kShare ? 1 : 1 + kShare / tile,
+      (codes.rows + together - 1) / together, worth_a_thread(tile),
       [&](int64_t first, int64_t end) {
         const Floats scratch(scratch_words);
         auto* words = reinterpret_cast<uint32_t*>(scratch.data());
@@ -190,7 +189,7 @@ void decode_codes(
   const CodeKernels run = chosen_codes();
   const auto* from = static_cast<const uint8_t*>(codes.data_ptr());
   in_shares(
-      rows, columns >= kShare ? 1 : 1 + kShare / columns, [&](int64_t first, int64_t end) {
+      rows, worth_a_thread(columns), [&](int64_t first, int64_t end) {
         const Floats some(2 * values.groups);
         Values mine = values;
         mine.some = some.data();

@@ -28,12 +28,10 @@ std::tuple<Tensor, Tensor> gptq_column_loop(
   check_groups(loop, scale.size(0));
   const Kernels run = chosen_kernels();
   const int64_t slabs = (loop.rows + run.loop_rows - 1) / run.loop_rows;
-  // A share of work that is worth a thread: about 64 thousand products.
-  const int64_t products = run.loop_rows * count * loop.columns + 1;
-  const int64_t together = products >= 65536 ? 1 : 65536 / products;
+  const int64_t products = run.loop_rows * count * loop.columns;
   const ColumnLoop& arguments = loop;
   if (count > 0 && slabs > 0)
-    in_shares(slabs, together, [&](int64_t first, int64_t end) {
+    in_shares(slabs, worth_a_thread(products), [&](int64_t first, int64_t end) {
       run.column_loop(arguments, first, end);
     });
   return {codes, errors};

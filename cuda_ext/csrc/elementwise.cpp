@@ -15,8 +15,6 @@ namespace {
 // Numbers that are worth a thread, as torch's own operators have it.
 constexpr int64_t kShare = 32768;
 
-int64_t together(int64_t row) { return row >= kShare ? 1 : kShare / (row > 0 ? row : 1); }
-
 const float* floats(const Tensor& tensor) { return static_cast<const float*>(tensor.data_ptr()); }
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double epsilon) {
@@ -35,7 +33,7 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double epsilon) {
   const float *from = floats(x), *factors = floats(weight);
   auto* to = static_cast<float*>(out.data_ptr());
   in_shares(
-      x.numel() / features, together(features), [&](int64_t first, int64_t end) {
+      x.numel() / features, worth_a_thread(features, kShare), [&](int64_t first, int64_t end) {
         for (int64_t row = first; row < end; row++)
           run.norm(
               from + row * features, factors, static_cast<float>(epsilon), features,
@@ -88,7 +86,7 @@ Tensor rotated(const Tensor& x, const Tensor& cosine, const Tensor& sine) {
   auto* to = static_cast<float*>(out.data_ptr());
   const int64_t row = heads * width;
   in_shares(
-      batch * tokens, together(row), [&](int64_t first, int64_t end) {
+      batch * tokens, worth_a_thread(row, kShare), [&](int64_t first, int64_t end) {
         for (int64_t at = first; at < end; at++) {
           const int64_t sequence = at / tokens, token = at % tokens;
           const int64_t angles = ((shared == 1 ? 0 : sequence) * tokens + token) * width;

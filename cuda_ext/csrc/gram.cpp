@@ -49,10 +49,8 @@ void add(
   gram.total_stride = inputs;
   gram.whole = !upper;
   const Gram& arguments = gram;
-  // A share of work that is worth a thread: about 64 thousand numbers copied, or products.
-  const int64_t copied = run.width * tokens;
   in_shares(
-      panels, copied >= 65536 ? 1 : 65536 / copied,
+      panels, worth_a_thread(run.width * tokens),
       [&](int64_t first, int64_t end) { run.panels(arguments, first, end); });
   const int64_t across = run.squares_across(inputs);
   in_shares(

@@ -55,7 +55,7 @@ Tensor hadamard(
   const auto run = type == ScalarType::Float ? kernels.in_float : kernels.in_double;
   const int64_t work = n * (product.order + log2_of(product.width));
   in_shares(
-      x.numel() / n, work >= kShare ? 1 : kShare / work,
+      x.numel() / n, worth_a_thread(work, kShare),
       [&](int64_t first, int64_t end) { run(product, first, end); });
   return out;
 }

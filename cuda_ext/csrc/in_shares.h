@@ -11,6 +11,11 @@
 
 namespace bitsweep {
 
+// Items that together are worth a thread, of which one takes `work` products, or numbers copied.
+inline int64_t worth_a_thread(int64_t work, int64_t least = 65536) {
+  return std::max<int64_t>(1, least / std::max<int64_t>(1, work));
+}
+
 // body(first, end) for ranges that together are [0, count), each of them worth a thread if it has
 // `least` items. Which thread takes which is not known: results must not depend on it.
 template <class Body>

@@ -84,10 +84,8 @@ int64_t packed_rows(Storage storage) {
   }
 }
 
-// A share of work that is worth a thread: about 64 thousand products.
 int64_t tiles_per_thread(const Weight& weight, int64_t batch) {
-  const int64_t products = kTileRows * weight.blocks * kBlock * batch;
-  return products >= 65536 ? 1 : (65536 + products - 1) / products;
+  return worth_a_thread(kTileRows * weight.blocks * kBlock * batch);
 }
 
 // x [batch, inputs] as floats in the order of the lanes, short last blocks filled with zeros.
@@ -116,7 +114,7 @@ void arrange(
       }
     }
   };
-  in_shares(batch, 1 + 65536 / (inputs + 1), rows);
+  in_shares(batch, worth_a_thread(inputs), rows);
 }
 
 Tensor dequantize_into(const Weight& weight, const Tensor& like, ScalarType type) {
@@ -184,7 +182,7 @@ Tensor repack(const Tensor& qweight, int64_t bits, int64_t in_features) {
   const auto* from = static_cast<const uint32_t*>(qweight.data_ptr());
   auto* to = static_cast<uint32_t*>(tiles.data_ptr());
   in_shares(
-      tiles_for(outputs), 1 + 65536 / (kTileRows * in_features),
+      tiles_for(outputs), worth_a_thread(kTileRows * in_features),
       [&](int64_t first, int64_t end) {
         switch (bits) {
           case 2: return repack_tiles<2>(from, in_features, outputs, to, first, end);

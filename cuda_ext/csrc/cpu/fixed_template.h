@@ -93,7 +93,7 @@ constexpr int kShift2 = 8, kShift3 = 9;
 constexpr int shift_before(int bits, int i) {
   if (straddles(bits, i)) return 0;
   const int bit = shift_of(bits, i);
-  if (bits == 3) return bit < 9 ? 0 : kShift3 - (Whole::kTopsAt == 0 ? 0 : unit_of(bits, i));
+  if (bits == 3) return bit < kShift3 ? 0 : kShift3 - (Whole::kTopsAt == 0 ? 0 : unit_of(bits, i));
   return bits == 8 ? bit : bit >= 8 ? kShift2 : 0;
 }
 constexpr int bit_in_place(int bits, int i) {

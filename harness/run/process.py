@@ -85,11 +85,21 @@ def prepare(plans: Sequence[CellPlan]) -> None:
 def warm_up(meanwhile: Callable[[], object] = lambda: None) -> None:
     """Start the fork server and wait until it has imported what `prepare` chose.
 
-    meanwhile  is called before the wait, and is done with it at the return; its errors are ignored.
+    meanwhile  is called in a thread, where no interrupt can cut its imports in two, and is done at
+               the return; its errors are ignored.
     """
+
+    def work() -> None:
+        with contextlib.suppress(Exception):
+            meanwhile()
+
+    beside = threading.Thread(target=work, daemon=True)
+    with signals.deferred():
+        beside.start()
     process = context().Process(target=int, name="bitsweep-warm-up")
-    _start(process, meanwhile)
+    _start(process)
     process.join()
+    beside.join()
 
 
 @lru_cache(maxsize=1)
@@ -266,12 +276,11 @@ def _without_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _start(process: Any, meanwhile: Callable[[], object] = lambda: None) -> None:
+def _start(process: Any) -> None:
     """Start a process; an interrupt meanwhile ends the process and a fork server that is starting.
 
     The server imports libraries for seconds before it answers. A thread waits for it, so that an
-    interrupt can end the server at once and without its traceback; another one works meanwhile:
-    imports that an interrupt cuts in two would break those that follow.
+    interrupt can end the server at once and without its traceback.
     """
     trouble: list[BaseException] = []
 
@@ -286,20 +295,13 @@ def _start(process: Any, meanwhile: Callable[[], object] = lambda: None) -> None
         except BaseException as error:
             trouble.append(error)
 
-    def work() -> None:
-        with contextlib.suppress(Exception):
-            meanwhile()
-
     thread = threading.Thread(target=start, daemon=True)
-    beside = threading.Thread(target=work, daemon=True)
     try:
         # An interrupt inside Thread.start would leave a thread that nobody waits for: it dies with
         # this process, perhaps between the fork and what the forked process is to read.
         with signals.deferred():
             thread.start()
-            beside.start()
         thread.join()
-        beside.join()
     except KeyboardInterrupt:
         from multiprocessing import forkserver  # does not exist on all platforms
 

@@ -53,7 +53,8 @@ class OfModel:
     def joined(self) -> list[Joined]:
         """The tables with a line a row, in order; files and page have the same of the same rows."""
         places = sorted(_places(self.declared), key=lambda each: (each[0].rank, each[0].name))
-        found = (_joined(place, self.name, self.rows, suites) for place, suites in places)
+        keys = _figure_keys(self.rows)
+        found = (_joined(place, self.name, self.rows, suites, keys) for place, suites in places)
         return [each for each in found if each]
 
 
@@ -120,10 +121,13 @@ def _places(declared: Mapping[str, SuiteTable]) -> list[tuple[Place, dict[str, S
 
 
 def _joined(
-    place: Place, model: str, rows: list[Row], suites: Mapping[str, SuiteTable]
+    place: Place,
+    model: str,
+    rows: list[Row],
+    suites: Mapping[str, SuiteTable],
+    keys: Mapping[str, set[FigureKey]],
 ) -> Joined | None:
-    """The tables of a place; None without a figure or a failure."""
-    keys = _figure_keys(rows)
+    """The tables of a place; None without a figure or a failure. keys: `_figure_keys` of rows."""
     shown = _distinct(
         {
             name: _shown_columns(name, table, rows, keys.get(name, set()))

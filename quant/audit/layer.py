@@ -34,8 +34,8 @@ class Evidence:
     solver_rounded    the same share of the solver's codes.
     agreement         share of its codes that the solver has too, at the damping and order that fit
                       best on a sample of rows; `same_as` says which these are.
-    followed          share of its codes that this solver would choose where they are, behind the
-                      layer's own codes in the columns before.
+    followed          share of that sample's codes that this solver would choose where they are,
+                      behind the layer's own codes in the columns before.
     order             "natural" or "act-order", if the first column of that order is uncorrected and
                       that of the other is not; None: not known.
     any_loop          the largest share `followed` of any loop tried on this text, weaker solvers

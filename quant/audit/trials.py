@@ -130,7 +130,7 @@ class Trials:
         near = max(fits, key=lambda each: fits[each])
         fits |= dict(self._fits(order, [near * step for step in NEAR]))
         best = max(fits, key=lambda each: fits[each])
-        for damping in (best, *USUAL):
+        for damping in dict.fromkeys((best, *USUAL)):
             words = f"the solver's at damping {damping:.2g}{said}"
             try:
                 factor = self._inputs.factor(damping, order, self._layer, keep=False)

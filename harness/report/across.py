@@ -6,7 +6,7 @@ A terminal shows these where the tables of each model would be more than a perso
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 
 from harness.report.assemble import OfModel
@@ -38,9 +38,10 @@ def across_models(models: Sequence[OfModel], most: int, notes: Sequence[str]) ->
     Empty where no model has such a figure.
     """
     shown = models[:most]
-    figures = [_figure(key, shown) for key in _keys(shown)]
     rows = sorted((row for each in shown for row in each.rows), key=in_order)
-    names = list(dict.fromkeys(map(_names, rows)))
+    several = {row.label for row in rows if row.told_by}
+    figures = [_figure(key, shown, several) for key in _keys(shown)]
+    names = list(dict.fromkeys(_names(row, several) for row in rows))
     chosen = _chosen(names, figures, most)
     tables = [_table(each, chosen, shown) for each in figures]
     if tables:
@@ -70,7 +71,7 @@ def _keys(models: Sequence[OfModel]) -> list[FigureKey]:
     return list(units.values())[:MOST_TABLES]
 
 
-def _figure(key: FigureKey, models: Sequence[OfModel]) -> _Figure:
+def _figure(key: FigureKey, models: Sequence[OfModel], several: Set[str]) -> _Figure:
     title, cells = "", {}
     for model in models:
         for joined in model.joined:
@@ -78,7 +79,7 @@ def _figure(key: FigureKey, models: Sequence[OfModel]) -> _Figure:
             for at in places[:1]:
                 title = title or _title(joined.shown[at])
                 lines = zip(model.rows, joined.table.rows, strict=True)
-                cells[model.name] = {_names(row): _plain(line[at]) for row, line in lines}
+                cells[model.name] = {_names(row, several): _plain(line[at]) for row, line in lines}
     return _Figure(title, cells)
 
 
@@ -88,9 +89,14 @@ def _title(shown: Shown | None) -> str:
     return " ".join(filter(None, (column.header, column.detail)))
 
 
-def _names(row: Row) -> _Names:
-    """Method and scheme; full precision is one row, whatever the dtype of a model's weights."""
-    return row.name, "" if row.full_precision else row.scheme
+def _names(row: Row, several: Set[str]) -> _Names:
+    """Method and scheme; full precision is one row, whatever the dtype of a model's weights.
+
+    several  labels that have several calibrations in a model: their rows are told apart by the
+             calibration in every model, so that the same calibration is one row.
+    """
+    name = f"{row.label} {row.calibration or ''}".strip() if row.label in several else row.name
+    return name, "" if row.full_precision else row.scheme
 
 
 def _plain(cell: Cell) -> Cell:

@@ -138,6 +138,23 @@ def test_a_table_across_models_has_no_more_rows_and_columns_than_a_person_reads(
     assert (f"{MOST} of {models} models." in said) == (models > MOST)
 
 
+def test_a_calibration_is_one_row_where_only_some_models_have_several(made_up) -> None:
+    """Two texts in the first model, the first of them alone in the others."""
+    records = of_models(made_up, MOST_IN_ALL // 10, 10)
+    for model, text in (("m00", "news"), ("m00", "code"), *((f"m{n:02}", "news") for n in (1, 2))):
+        config = {"calib.name": text}
+        made = made_up.cell("gptq", "w3", 8.0, model=model, config=config, options="own")
+        for each in made:
+            cell = each.cell.model_copy(update={"calibration": text})
+            records.append(each.model_copy(update={"cell": cell}))
+    first = on_terminal(records)[0]
+    rows = {row[0].text: [cell.text for cell in row[2:5]] for row in first.rows}
+    assert {name: cells for name, cells in rows.items() if "own" in name} == {
+        "GPTQ own news": ["8.000"] * 3,
+        "GPTQ own code": ["8.000", "–", "–"],
+    }
+
+
 def test_failures_of_many_models_are_counted(made_up) -> None:
     records = of_models(made_up, MOST_IN_ALL // 10, 10)
     error = Failure(stage="perplexity", type="ValueError", message="none")

@@ -1,4 +1,4 @@
-"""A decode step of a Llama-like model on the CPU as one operator call: bitsweep::step_*.
+"""A decode step of a model on the CPU as one operator call: bitsweep::step_*.
 
 A step is described once, matrix by matrix, and holds the tensors that it was given. A call then
 takes tokens through all layers inside one parallel region (csrc/step). Everything is float32 but
@@ -22,7 +22,11 @@ WIDTH_STEP = 16  # a head's width is a multiple
 
 
 class Place(IntEnum):
-    """Where a matrix stands in a layer; the head, in any layer, stands behind all."""
+    """Where a matrix stands in a layer; the head, in any layer, stands behind all.
+
+    QUERY_KEY_VALUE is one matrix instead of three: query, key and value of the first head, then
+    those of the next. GATE is there where the activation has one.
+    """
 
     QUERY = 0
     KEY = 1
@@ -31,7 +35,24 @@ class Place(IntEnum):
     GATE = 4
     UP = 5
     DOWN = 6
-    HEAD = 7
+    QUERY_KEY_VALUE = 7
+    HEAD = 8
+
+
+class Activation(IntEnum):
+    """What the matrix DOWN reads: SiLU(gate) * up, or ReLU or GELU (by its tanh) of up alone."""
+
+    SILU_GATE = 0
+    RELU = 1
+    GELU = 2
+
+
+@dataclass(frozen=True)
+class Norm:
+    """weight [hidden] float32 of an RMSNorm; with a bias [hidden], of a LayerNorm."""
+
+    weight: Tensor
+    bias: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -44,43 +65,77 @@ class Times:
 
 
 class Step:
-    """One decoder with RMSNorm, rotary positions, grouped attention and SwiGLU.
+    """One decoder: layers that add attention of the normed input, then a feed-forward part of the
+    normed sum (RMSNorm or LayerNorm, grouped attention).
 
-    Errors are RuntimeErrors naming the argument that does not fit; `run` raises one for a matrix
-    that was not given.
+    It knows positions by what is set: rotations, learned rows or slopes (ALiBi). Errors are
+    RuntimeErrors naming the argument that does not fit; `run` raises one for a matrix that was not
+    given.
     """
 
     def __init__(
         self,
         embedding: Tensor,
-        norm: Tensor,
-        cosine: Tensor,
-        sine: Tensor,
+        norm: Norm,
         *,
         heads: int,
         kv_heads: int,
+        width: int,
+        positions: int,
         feed: int,
+        activation: Activation,
         epsilon: float,
         scale: float,
         most_tokens: int,
     ) -> None:
-        """embedding [vocabulary, hidden]; norm [hidden], before the head; cosine and sine
-        [positions, width of a head]; feed: the width between gate and down; scale: of query times
-        key; most_tokens: of one call.
+        """embedding [vocabulary, hidden]; norm: before the head; width: of a head; positions: of
+        the cache; feed: inputs of DOWN; scale: of query times key; most_tokens: of one call.
         """
         packed.load()
         self._number = torch.ops.bitsweep.step_open(
-            embedding, norm, cosine, sine, heads, kv_heads, feed, epsilon, scale, most_tokens
-        )
+            embedding, norm.weight, norm.bias, heads, kv_heads, width, positions, feed,
+            int(activation), epsilon, scale, most_tokens,
+        )  # fmt: skip
         weakref.finalize(self, torch.ops.bitsweep.step_close, self._number)
         self.most_tokens = most_tokens
         self._times = torch.zeros(3, dtype=torch.float64)
 
-    def add_layer(self, norm: Tensor, feed_norm: Tensor, keys: Tensor, values: Tensor) -> None:
-        """The next layer: norms [hidden] before attention and before gate and up; the buffers of
-        its keys and values, [1, kv_heads, positions, width].
+    def set_rotations(self, cosine: Tensor, sine: Tensor) -> None:
+        """Queries and keys are turned by angles [positions, width] (RoPE, arXiv 2104.09864)."""
+        torch.ops.bitsweep.step_rotate(self._number, cosine, sine)
+
+    def set_learned_positions(self, rows: Tensor) -> None:
+        """Rows [positions, hidden] that are added to those of the tokens."""
+        torch.ops.bitsweep.step_learned(self._number, rows)
+
+    def set_slopes(self, slopes: Tensor) -> None:
+        """Slopes [heads]: slope * position of a key is added to its scores (ALiBi, Press et al.,
+        arXiv 2108.12409).
         """
-        torch.ops.bitsweep.step_layer(self._number, norm, feed_norm, keys, values)
+        torch.ops.bitsweep.step_slopes(self._number, slopes)
+
+    def set_embedding_norm(self, norm: Norm) -> None:
+        """A norm of the embeddings, before the first layer."""
+        torch.ops.bitsweep.step_embedding_norm(self._number, norm.weight, norm.bias)
+
+    def add_layer(
+        self,
+        norm: Norm,
+        feed_norm: Norm,
+        keys: Tensor,
+        values: Tensor,
+        *,
+        query_norm: Tensor | None = None,
+        key_norm: Tensor | None = None,
+    ) -> None:
+        """The next layer: norms before attention and before the feed-forward part; the buffers of
+        its keys and values, [1, kv_heads, positions, width]; weights [width] of RMSNorms of the
+        queries and the keys of every head.
+        """
+        torch.ops.bitsweep.step_layer(
+            self._number, norm.weight, norm.bias, feed_norm.weight, feed_norm.bias,
+            query_norm, key_norm, keys, values,
+        )  # fmt: skip
 
     def set_packed(
         self,

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import Cache, StaticCache
 from transformers.cache_utils import StaticLayer
 
-from quant.decode.llama import Unsupported
+from quant.decode.description import Unsupported
 from quant.embedding import rows_and_device
 
 FUSED = "fused step"

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from quant.decode.caches import Decoder, DynamicDecoder, Recorder, StaticDecoder, Step
+from quant.decode.description import Unsupported
 from quant.decode.fused import FusedDecoder
-from quant.decode.llama import Unsupported
 from quant.spread.connect import devices_of
 
 T = TypeVar("T", bound=Decoder)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from cuda_ext.toolchain import BuildError
 from quant.decode.caches import FUSED, StaticDecoder
-from quant.decode.llama import Unsupported, all_packed, open_step, require_llama
+from quant.decode.description import Unsupported
+from quant.decode.open import describe, open_step
 from quant.embedding import QuantEmbedding, rows_and_device
 from quant.memory.heaps import own_zeros
 
@@ -27,7 +28,7 @@ PLAIN_TOGETHER = 32
 
 
 class FusedDecoder:
-    """One sequence of a Llama-like model; quant.decode.caches.Decoder says what it offers."""
+    """One sequence of a model that a step takes; what it offers: quant.decode.caches.Decoder."""
 
     def __init__(self, model: Any, positions: int) -> None:
         """Unsupported for a model that a step cannot take, or without compiled kernels."""
@@ -35,22 +36,25 @@ class FusedDecoder:
         vocabulary, device = rows_and_device(model)
         if device.type != "cpu":
             raise Unsupported("the step runs on a processor")
-        shape = require_llama(model)
+        description = describe(model)
+        most = description.most_positions
+        if most is not None and positions > most:
+            raise Unsupported(f"it has {most} positions, fewer than {positions}")
         # Its checks are those of a static cache, which the step writes and reads too.
         self._cache = StaticDecoder(model, positions)
         with torch.inference_mode():
-            buffers = self._cache.allocate(shape.kv_heads, shape.width)
+            buffers = self._cache.allocate(description.kv_heads, description.width)
             try:
                 self._table = model.get_input_embeddings()
                 self._packed = isinstance(self._table, QuantEmbedding)
                 self._rows = self._table_of_rows()
-                self._step, self._spared = open_step(model, shape, self._rows, buffers, TOGETHER)
+                self._step, self._spared = open_step(description, self._rows, buffers, TOGETHER)
             except BuildError as error:
                 raise Unsupported(f"no compiled kernels: {error}") from error
             self.logits = torch.zeros((1, vocabulary))
             self.token = torch.zeros((1, 1), dtype=torch.int64)
         self._length = 0
-        self._longest = positions if all_packed(model) else PLAIN_TOGETHER
+        self._longest = positions if description.all_packed else PLAIN_TOGETHER
 
     @torch.inference_mode()
     def prefill(self, prompt: Tensor) -> None:

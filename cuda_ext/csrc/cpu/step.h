@@ -23,6 +23,9 @@ struct TokenAttention {
   int64_t count;       // positions that are seen
   int64_t sharing, width;
   float factor;        // scale * log2(e): weights are powers of two
+  // What a position adds to the scores of each head, over the scale: position * slope (ALiBi, Press
+  // et al., arXiv 2108.12409); null: nothing.
+  const float* slopes;
   float* scores;       // scratch of score_stride(count) floats
   float* out;          // [sharing, width]
 };
@@ -35,8 +38,16 @@ struct StepKernels {
   void (*attend)(const TokenAttention&);
   // out = x / sqrt(mean(x^2) + epsilon) * weight.
   void (*norm)(const float* x, const float* weight, float epsilon, int64_t count, float* out);
+  // out = (x - mean(x)) / sqrt(variance(x) + epsilon) * weight + bias.
+  void (*layer_norm)(
+      const float* x, const float* weight, const float* bias, float epsilon, int64_t count,
+      float* out);
   // out = gate / (1 + e^-gate) * up.
   void (*gate)(const float* gate, const float* up, int64_t count, float* out);
+  // out = max(x, 0).
+  void (*relu)(const float* x, int64_t count, float* out);
+  // out = GELU(x) by its tanh (Hendrycks and Gimpel, arXiv 1606.08415).
+  void (*gelu)(const float* x, int64_t count, float* out);
   // x [heads, width] turned by angles given as cosine and sine [width], halves as pairs.
   void (*rotate)(
       float* x, const float* cosine, const float* sine, int64_t heads, int64_t width);

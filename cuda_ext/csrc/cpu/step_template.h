@@ -80,7 +80,8 @@ void dense(const DenseProduct& product, int64_t first, int64_t end) {
 }
 
 // Scores of one query, then their weights; returns the sum of these.
-float weigh_keys(const TokenAttention& attention, const float* query, float* scores) {
+float weigh_keys(
+    const TokenAttention& attention, const float* query, float slope, float* scores) {
   const int64_t width = attention.width, count = attention.count;
   F largest = Wide::set(-std::numeric_limits<float>::infinity());
   for (int64_t j = 0; j < count; j++) {
@@ -88,7 +89,7 @@ float weigh_keys(const TokenAttention& attention, const float* query, float* sco
     F sum = Wide::set(0.0f);
     for (int64_t i = 0; i < width; i += Wide::kWidth)
       sum = Wide::fma(load(query + i), load(key + i), sum);
-    scores[j] = sum_of(sum);
+    scores[j] = sum_of(sum) + slope * static_cast<float>(j);
   }
   const int64_t filled = score_stride(count);
   for (int64_t j = count; j < filled; j++) scores[j] = -std::numeric_limits<float>::infinity();
@@ -113,8 +114,9 @@ void attend_token(const TokenAttention& attention) {
   constexpr int together = 4;  // vectors of the output that are summed at a time
   const int64_t width = attention.width;
   for (int64_t head = 0; head < attention.sharing; head++) {
+    const float slope = attention.slopes == nullptr ? 0.0f : attention.slopes[head];
     const float total =
-        weigh_keys(attention, attention.query + head * width, attention.scores);
+        weigh_keys(attention, attention.query + head * width, slope, attention.scores);
     const F factor = Wide::set(1.0f / total);
     for (int64_t at = 0; at < width; at += together * Wide::kWidth) {
       const int64_t left = (width - at) / Wide::kWidth;
@@ -151,26 +153,68 @@ void norm(const float* x, const float* weight, float epsilon, int64_t count, flo
   for (int64_t i = 0; i < count; i++) out[i] = x[i] * factor * weight[i];
 }
 
-void gate(const float* gates, const float* up, int64_t count, float* out) {
-  const F one = Wide::set(1.0f), zero = Wide::set(0.0f), log2e = Wide::set(1.44269504f);
-  float some[Wide::kWidth], other[Wide::kWidth];
-  for (int64_t k = 0; k < count; k += Wide::kWidth) {
-    const int64_t left = count - k;
-    const bool whole = left >= Wide::kWidth;
-    if (!whole) {
-      for (int i = 0; i < Wide::kWidth; i++) {
-        some[i] = i < left ? gates[k + i] : 0.0f;
-        other[i] = i < left ? up[k + i] : 0.0f;
-      }
-    }
-    const F x = load(whole ? gates + k : some), y = load(whole ? up + k : other);
-    // 2^t is had for t <= 0 alone: 1 / (1 + e^-x) = e^x / (1 + e^x) below 0.
-    const F power = power_of_two((x > zero ? -x : x) * log2e);
-    const F found = x * ((x > zero ? one : power) / (one + power)) * y;
-    store(whole ? out + k : some, found);
-    if (!whole)
-      for (int64_t i = 0; i < left; i++) out[k + i] = some[i];
+void layer_norm(
+    const float* x, const float* weight, const float* bias, float epsilon, int64_t count,
+    float* out) {
+  const int64_t whole = count / Wide::kWidth * Wide::kWidth;
+  F sums = Wide::set(0.0f), squares = Wide::set(0.0f);
+  for (int64_t k = 0; k < whole; k += Wide::kWidth) sums += load(x + k);
+  float sum = sum_of(sums);
+  for (int64_t k = whole; k < count; k++) sum += x[k];
+  const float mean = sum / static_cast<float>(count);
+  const F middle = Wide::set(mean);
+  for (int64_t k = 0; k < whole; k += Wide::kWidth) {
+    const F some = load(x + k) - middle;
+    squares = Wide::fma(some, some, squares);
   }
+  float square = sum_of(squares);
+  for (int64_t k = whole; k < count; k++) square += (x[k] - mean) * (x[k] - mean);
+  const float factor = 1.0f / std::sqrt(square / static_cast<float>(count) + epsilon);
+  for (int64_t i = 0; i < count; i++) out[i] = (x[i] - mean) * factor * weight[i] + bias[i];
+}
+
+// x times 1 / (1 + e^-t). 2^t is had for t <= 0 alone: below 0 it is e^t / (1 + e^t).
+inline F times_sigmoid(F x, F t) {
+  const F one = Wide::set(1.0f), zero = Wide::set(0.0f);
+  const F power = power_of_two((t > zero ? -t : t) * Wide::set(1.44269504f));
+  return x * ((t > zero ? one : power) / (one + power));
+}
+
+// out = function(x, y) of whole vectors; those of the end are filled up with zeros.
+template <class Function>
+inline void each_number(
+    const float* x, const float* y, int64_t count, float* out, Function function) {
+  float some[Wide::kWidth] = {}, other[Wide::kWidth] = {};
+  int64_t k = 0;
+  for (; k + Wide::kWidth <= count; k += Wide::kWidth)
+    store(out + k, function(load(x + k), load(y + k)));
+  const int64_t left = count - k;
+  if (left == 0) return;
+  for (int64_t i = 0; i < left; i++) {
+    some[i] = x[k + i];
+    other[i] = y[k + i];
+  }
+  store(some, function(load(some), load(other)));
+  for (int64_t i = 0; i < left; i++) out[k + i] = some[i];
+}
+
+void gate(const float* gates, const float* up, int64_t count, float* out) {
+  each_number(gates, up, count, out, [](F x, F y) { return times_sigmoid(x, x) * y; });
+}
+
+void relu(const float* x, int64_t count, float* out) {
+  each_number(x, x, count, out, [](F some, F) {
+    return some < Wide::set(0.0f) ? Wide::set(0.0f) : some;  // keeps what is no number
+  });
+}
+
+// (1 + tanh(u)) / 2 = 1 / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3).
+void gelu(const float* x, int64_t count, float* out) {
+  each_number(x, x, count, out, [](F some, F) {
+    const F cube = some * some * some;
+    const F inner = some + Wide::set(0.044715f) * cube;
+    return times_sigmoid(some, Wide::set(1.59576912f) * inner);
+  });
 }
 
 void rotate(float* x, const float* cosine, const float* sine, int64_t heads, int64_t width) {
@@ -204,7 +248,7 @@ void arrange(const float* x, int64_t count, float* out) {
 }
 
 StepKernels step_kernels() {
-  return {dense, attend_token, norm, gate, rotate, add, arrange};
+  return {dense, attend_token, norm, layer_norm, gate, relu, gelu, rotate, add, arrange};
 }
 
 }  // namespace

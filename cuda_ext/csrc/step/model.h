@@ -1,5 +1,6 @@
-// A decoder of the Llama family as a decode step sees it: matrices as they are stored, norms,
-// rotations, and the cache of keys and values.
+// A decoder as a decode step sees it: matrices as they are stored, norms, how it knows positions,
+// and the cache of keys and values. Every layer adds attention of the normed input to its input, and
+// then the feed-forward part of the normed sum.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -27,16 +28,31 @@ struct Matrix {
   int64_t tiles() const { return (outputs + kTileRows - 1) / kTileRows; }
 };
 
-// Where a matrix stands in a layer; the head stands behind all layers.
-enum Place : int64_t { kQuery, kKey, kValue, kOutput, kGate, kUp, kDown, kPlaces, kHead = kPlaces };
+// Where a matrix stands in a layer; the head stands behind all layers. One matrix may give query,
+// key and value of the first head, then those of the next, instead of three; a gate is there where
+// the activation has one.
+enum Place : int64_t {
+  kQuery, kKey, kValue, kOutput, kGate, kUp, kDown, kQueryKeyValue, kPlaces, kHead = kPlaces
+};
 constexpr const char* kPlaceNames[] = {
-    "query", "key", "value", "output", "gate", "up", "down", "head"};
+    "query", "key", "value", "output", "gate", "up", "down", "query, key and value", "head"};
+
+// What makes the inputs of the last matrix of a layer: SiLU(gate) * up, or a function of up alone.
+enum Activation : int64_t { kSiluGate, kRelu, kGelu, kActivations };
+
+// A LayerNorm if it has a bias, else an RMSNorm.
+struct Norm {
+  const float* weight = nullptr;
+  const float* bias = nullptr;
+};
 
 struct Layer {
   Matrix matrix[kPlaces];
-  const float* norm;       // [hidden], before attention
-  const float* feed_norm;  // before gate and up
-  float* keys;             // [kv_heads, positions, width]
+  Norm norm;                          // [hidden], before attention
+  Norm feed_norm;                     // before gate and up
+  const float* query_norm = nullptr;  // [width], of every head; null: none
+  const float* key_norm = nullptr;
+  float* keys;                        // [kv_heads, positions, width]
   float* values;
 };
 
@@ -46,11 +62,17 @@ struct Sizes {
 
 struct Model {
   Sizes sizes;
+  Activation activation;
   const void* embedding;  // [vocabulary, hidden]
   bool bfloat16;
-  const float* norm;    // [hidden], before the head
-  const float* cosine;  // [positions, width]
-  const float* sine;
+  Norm embedding_norm;    // no weight: none
+  Norm norm;              // [hidden], before the head
+  // One of three ways to know positions, the others null: rotations [positions, width]; a row
+  // [positions, hidden] that is added to that of a token; slopes [heads] over the scale (ALiBi).
+  const float* cosine = nullptr;
+  const float* sine = nullptr;
+  const float* learned = nullptr;
+  std::vector<float> slopes;
   float epsilon, scale;
   std::vector<Layer> layers;
   Matrix head;

@@ -46,39 +46,47 @@ const void* table(
   return tensor.data_ptr();
 }
 
+// A norm of `width` numbers; with a bias a LayerNorm.
+Norm norm_of(
+    const char* op, const char* name, const Tensor& weight, const std::optional<Tensor>& bias,
+    int64_t width, Model& model) {
+  Norm found;
+  found.weight = floats(op, name, weight, {width}, model);
+  if (bias) found.bias = floats(op, "bias", *bias, {width}, model);
+  return found;
+}
+
 int64_t step_open(
-    const Tensor& embedding, const Tensor& norm, const Tensor& cosine, const Tensor& sine,
-    int64_t heads, int64_t kv_heads, int64_t feed, double epsilon, double scale,
-    int64_t most_tokens) {
+    const Tensor& embedding, const Tensor& norm, const std::optional<Tensor>& bias, int64_t heads,
+    int64_t kv_heads, int64_t width, int64_t positions, int64_t feed, int64_t activation,
+    double epsilon, double scale, int64_t most_tokens) {
   constexpr const char* op = "step_open";
   STD_TORCH_CHECK(
       embedding.dim() == 2, op, ": embedding is ", text_of(sizes_of(embedding)),
       "; expected [vocabulary, hidden].");
   STD_TORCH_CHECK(
-      cosine.dim() == 2, op, ": cosine is ", text_of(sizes_of(cosine)),
-      "; expected [positions, width].");
-  STD_TORCH_CHECK(
       kv_heads > 0 && heads > 0 && heads % kv_heads == 0, op, ": heads=", heads,
       " and kv_heads=", kv_heads, "; the second must divide the first.");
-  const int64_t width = cosine.size(1);
   STD_TORCH_CHECK(
       width > 0 && width % kWidthStep == 0, op, ": width=", width,
       " of a head; pass a multiple of ", kWidthStep, ".");
   STD_TORCH_CHECK(
-      feed > 0 && most_tokens > 0, op, ": feed=", feed, " and most_tokens=", most_tokens,
-      "; pass at least 1 of each.");
+      feed > 0 && most_tokens > 0 && positions > 0, op, ": feed=", feed, ", most_tokens=",
+      most_tokens, " and positions=", positions, "; pass at least 1 of each.");
+  STD_TORCH_CHECK(
+      activation >= 0 && activation < kActivations, op, ": activation=", activation,
+      " is none; choose 0 to ", static_cast<int64_t>(kActivations) - 1, ".");
   STD_TORCH_CHECK(
       std::isfinite(scale) && scale > 0 && std::isfinite(epsilon) && epsilon >= 0, op, ": scale=",
       scale, " and epsilon=", epsilon, "; pass finite numbers, the scale above 0.");
   auto model = std::make_shared<Model>();
-  model->sizes = {embedding.size(0), embedding.size(1), heads, kv_heads, width, feed,
-                  cosine.size(0),    most_tokens};
+  model->sizes = {embedding.size(0), embedding.size(1), heads, kv_heads, width, feed, positions,
+                  most_tokens};
+  model->activation = static_cast<Activation>(activation);
   const Sizes& sizes = model->sizes;
   model->embedding = table(
       op, "embedding", embedding, {sizes.vocabulary, sizes.hidden}, model->bfloat16, *model);
-  model->norm = floats(op, "norm", norm, {sizes.hidden}, *model);
-  model->cosine = floats(op, "cosine", cosine, {sizes.positions, width}, *model);
-  model->sine = floats(op, "sine", sine, {sizes.positions, width}, *model);
+  model->norm = norm_of(op, "norm", norm, bias, sizes.hidden, *model);
   model->epsilon = static_cast<float>(epsilon);
   model->scale = static_cast<float>(scale);
   const std::lock_guard lock(guard);
@@ -86,17 +94,54 @@ int64_t step_open(
   return last_number;
 }
 
+void step_rotate(int64_t step, const Tensor& cosine, const Tensor& sine) {
+  constexpr const char* op = "step_rotate";
+  const auto model = find(op, step);
+  const std::lock_guard lock(model->busy);
+  const std::vector<int64_t> shape = {model->sizes.positions, model->sizes.width};
+  model->cosine = floats(op, "cosine", cosine, shape, *model);
+  model->sine = floats(op, "sine", sine, shape, *model);
+}
+
+void step_learned(int64_t step, const Tensor& rows) {
+  constexpr const char* op = "step_learned";
+  const auto model = find(op, step);
+  const std::lock_guard lock(model->busy);
+  const Sizes& sizes = model->sizes;
+  model->learned = floats(op, "rows", rows, {sizes.positions, sizes.hidden}, *model);
+}
+
+void step_slopes(int64_t step, const Tensor& slopes) {
+  constexpr const char* op = "step_slopes";
+  const auto model = find(op, step);
+  const std::lock_guard lock(model->busy);
+  check(op, "slopes", slopes, ScalarType::Float, {model->sizes.heads}, on_cpu);
+  const auto* from = static_cast<const float*>(slopes.data_ptr());
+  model->slopes.assign(from, from + model->sizes.heads);
+  for (float& slope : model->slopes) slope /= model->scale;
+}
+
+void step_embedding_norm(int64_t step, const Tensor& norm, const std::optional<Tensor>& bias) {
+  constexpr const char* op = "step_embedding_norm";
+  const auto model = find(op, step);
+  const std::lock_guard lock(model->busy);
+  model->embedding_norm = norm_of(op, "norm", norm, bias, model->sizes.hidden, *model);
+}
+
 void step_layer(
-    int64_t step, const Tensor& norm, const Tensor& feed_norm, const Tensor& keys,
-    const Tensor& values) {
+    int64_t step, const Tensor& norm, const std::optional<Tensor>& bias, const Tensor& feed_norm,
+    const std::optional<Tensor>& feed_bias, const std::optional<Tensor>& query_norm,
+    const std::optional<Tensor>& key_norm, const Tensor& keys, const Tensor& values) {
   constexpr const char* op = "step_layer";
   const auto model = find(op, step);
   const std::lock_guard lock(model->busy);
   const Sizes& sizes = model->sizes;
   const std::vector<int64_t> cache = {1, sizes.kv_heads, sizes.positions, sizes.width};
   Layer layer{};
-  layer.norm = floats(op, "norm", norm, {sizes.hidden}, *model);
-  layer.feed_norm = floats(op, "feed_norm", feed_norm, {sizes.hidden}, *model);
+  layer.norm = norm_of(op, "norm", norm, bias, sizes.hidden, *model);
+  layer.feed_norm = norm_of(op, "feed_norm", feed_norm, feed_bias, sizes.hidden, *model);
+  if (query_norm) layer.query_norm = floats(op, "query_norm", *query_norm, {sizes.width}, *model);
+  if (key_norm) layer.key_norm = floats(op, "key_norm", *key_norm, {sizes.width}, *model);
   layer.keys = const_cast<float*>(floats(op, "keys", keys, cache, *model));
   layer.values = const_cast<float*>(floats(op, "values", values, cache, *model));
   model->layers.push_back(layer);
@@ -109,11 +154,15 @@ void check_ends(
   const int64_t ends[][2] = {
       {sizes.hidden, mixed},      {sizes.hidden, shared},     {sizes.hidden, shared},
       {mixed, sizes.hidden},      {sizes.hidden, sizes.feed}, {sizes.hidden, sizes.feed},
-      {sizes.feed, sizes.hidden}, {sizes.hidden, sizes.vocabulary}};
+      {sizes.feed, sizes.hidden}, {sizes.hidden, 3 * mixed},  {sizes.hidden, sizes.vocabulary}};
   STD_TORCH_CHECK(
       inputs == ends[place][0] && outputs == ends[place][1], op, ": the matrix of ",
       kPlaceNames[place], " takes ", inputs, " inputs to ", outputs, " outputs; expected ",
       ends[place][0], " to ", ends[place][1], ".");
+  STD_TORCH_CHECK(
+      place != kQueryKeyValue || sizes.kv_heads == sizes.heads, op,
+      ": one matrix for query, key and value has as many heads of each; kv_heads=", sizes.kv_heads,
+      " of heads=", sizes.heads, ".");
 }
 
 Matrix& slot(const char* op, Model& model, int64_t layer, int64_t place) {
@@ -172,6 +221,13 @@ void step_dense(
   matrix = found;
 }
 
+// One matrix for query, key and value has as many heads of each.
+bool stands_in_for(const Model& model, const Layer& layer, int64_t place) {
+  if (place == kQueryKeyValue) return layer.matrix[kQuery].outputs > 0;
+  if (place <= kValue) return layer.matrix[kQueryKeyValue].outputs > 0;
+  return place == kGate && model.activation != kSiluGate;
+}
+
 void check_whole(const char* op, const Model& model) {
   STD_TORCH_CHECK(
       model.head.outputs > 0, op, ": the matrix of head is missing; give it with step_packed or "
@@ -179,7 +235,8 @@ void check_whole(const char* op, const Model& model) {
   for (size_t l = 0; l < model.layers.size(); l++)
     for (int64_t place = 0; place < kPlaces; place++)
       STD_TORCH_CHECK(
-          model.layers[l].matrix[place].outputs > 0, op, ": the matrix of ", kPlaceNames[place],
+          model.layers[l].matrix[place].outputs > 0 || stands_in_for(model, model.layers[l], place),
+          op, ": the matrix of ", kPlaceNames[place],
           " of layer ", l, " is missing; give it with step_packed or step_dense.");
 }
 
@@ -225,9 +282,15 @@ void step_close(int64_t step) {
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bitsweep, m) {
   m.def(
-      "step_open(Tensor embedding, Tensor norm, Tensor cosine, Tensor sine, int heads, "
-      "int kv_heads, int feed, float epsilon, float scale, int most_tokens) -> int");
-  m.def("step_layer(int step, Tensor norm, Tensor feed_norm, Tensor keys, Tensor values) -> ()");
+      "step_open(Tensor embedding, Tensor norm, Tensor? bias, int heads, int kv_heads, int width, "
+      "int positions, int feed, int activation, float epsilon, float scale, int most_tokens) -> int");
+  m.def("step_rotate(int step, Tensor cosine, Tensor sine) -> ()");
+  m.def("step_learned(int step, Tensor rows) -> ()");
+  m.def("step_slopes(int step, Tensor slopes) -> ()");
+  m.def("step_embedding_norm(int step, Tensor norm, Tensor? bias) -> ()");
+  m.def(
+      "step_layer(int step, Tensor norm, Tensor? bias, Tensor feed_norm, Tensor? feed_bias, "
+      "Tensor? query_norm, Tensor? key_norm, Tensor keys, Tensor values) -> ()");
   m.def(
       "step_packed(int step, int layer, int place, Tensor tiles, Tensor scales, Tensor? zeros, "
       "Tensor? negative, Tensor? bias, int bits, int in_features, int out_features, "
@@ -241,6 +304,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bitsweep, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(bitsweep, CompositeExplicitAutograd, m) {
   m.impl("step_open", TORCH_BOX(&bitsweep::step::step_open));
+  m.impl("step_rotate", TORCH_BOX(&bitsweep::step::step_rotate));
+  m.impl("step_learned", TORCH_BOX(&bitsweep::step::step_learned));
+  m.impl("step_slopes", TORCH_BOX(&bitsweep::step::step_slopes));
+  m.impl("step_embedding_norm", TORCH_BOX(&bitsweep::step::step_embedding_norm));
   m.impl("step_layer", TORCH_BOX(&bitsweep::step::step_layer));
   m.impl("step_packed", TORCH_BOX(&bitsweep::step::step_packed));
   m.impl("step_dense", TORCH_BOX(&bitsweep::step::step_dense));

@@ -1,46 +1,22 @@
-// One decode step in one parallel region. A stage (the products of q, k and v; attention; ...) is
-// cut into items that threads take in shares, and whoever ends the last one does the short serial
-// part that follows (rotation, sum, norm) and opens the next stage. Threads wait for work to be
-// done, never for each other: one that the system holds back costs nothing but its help, and any
-// number of threads, one included, goes through. Items are independent and each has a fixed order of
+// One decode step in one parallel region (stages.h): the products of q, k and v; attention; its
+// output; gate, up and what is made of them; down. The short serial part of a stage is rotation, sum,
+// norm and the order that packed products read. Items are independent and each has a fixed order of
 // sums, so results are the same bits whoever took which.
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <atomic>
-#include <chrono>
 #include <initializer_list>
 #include <memory>
-#include <thread>
 
 #include "../cpu/fixed_row.h"
 #include "../cpu/floats.h"
-#include "../shares.h"
 #include "model.h"
+#include "stages.h"
 
 namespace bitsweep::step {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
-double nanoseconds(Clock::time_point start, Clock::time_point end) {
-  return std::chrono::duration<double, std::nano>(end - start).count();
-}
-
 constexpr int64_t kStagesOfLayer = 5, kAttentionStage = 1;
-constexpr int kSpins = 4000;  // looks at the counter before the processor is offered to others
-
-struct alignas(64) Stage {
-  std::atomic<int64_t> done{0};
-  std::atomic<bool> ready{false};
-  Clock::time_point done_at, ready_at;  // before and after its serial part
-};
-
-inline void breathe() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#endif
-}
 
 size_t stages_of(const Model& model) { return kStagesOfLayer * model.layers.size() + 1; }
 
@@ -48,8 +24,8 @@ int64_t lanes_of(int64_t inputs) { return x_stride_of(blocks_for(inputs)); }
 
 // Activations of up to `most_tokens` tokens; "lanes" are in the order that packed products read.
 struct Buffers {
-  Floats hidden, normed, normed_lanes, query, key, value, mixed, mixed_lanes, sum, gate, up,
-      gated, gated_lanes;
+  Floats hidden, normed, normed_lanes, query, key, value, joined, mixed, mixed_lanes, sum, gate,
+      up, gated, gated_lanes;
 
   explicit Buffers(const Sizes& s, int64_t count)
       : hidden(count * s.hidden),
@@ -58,6 +34,7 @@ struct Buffers {
         query(count * s.heads * s.width),
         key(count * s.kv_heads * s.width),
         value(count * s.kv_heads * s.width),
+        joined(count * 3 * s.heads * s.width),
         mixed(count * s.heads * s.width),
         mixed_lanes(count * lanes_of(s.heads * s.width)),
         sum(count * s.hidden),
@@ -82,9 +59,7 @@ class Run {
         kernels_(kernels),
         buffers_(model.sizes, count),
         threads_(torch::stable::get_num_threads()),
-        parts_of_stage_(std::min<int64_t>(threads_, kMostParts)),
-        stages_(new Stage[stages_of(model)]),
-        parts_(new Part[stages_of(model) * parts_of_stage_]),
+        stages_(stages_of(model), threads_),
         count_(count),
         position_(position),
         logits_(logits) {}
@@ -103,9 +78,9 @@ class Run {
     const int64_t depth = static_cast<int64_t>(model_.layers.size());
     for (int64_t i = 0; i < depth * kStagesOfLayer + (logits_ != nullptr); i++) {
       const bool attention = i < depth * kStagesOfLayer && i % kStagesOfLayer == kAttentionStage;
-      (attention ? times.attention : times.products) += nanoseconds(last, stages_[i].done_at);
-      times.rest += nanoseconds(stages_[i].done_at, stages_[i].ready_at);
-      last = stages_[i].ready_at;
+      (attention ? times.attention : times.products) += nanoseconds(last, stages_.done_at(i));
+      times.rest += nanoseconds(stages_.done_at(i), stages_.ready_at(i));
+      last = stages_.ready_at(i);
     }
     return times;
   }
@@ -119,6 +94,9 @@ class Run {
       const Storage storage = model_.bfloat16 ? Storage::kBFloat16 : Storage::kFloat32;
       for (int64_t i = 0; i < hidden; i++)
         out[i] = load_as_float(model_.embedding, storage, at + i);
+      if (model_.learned != nullptr)
+        kernels_.step.add(out, model_.learned + (position_ + m) * hidden, hidden);
+      if (model_.embedding_norm.weight != nullptr) norm_row(model_.embedding_norm, out, out);
     }
   }
 
@@ -145,19 +123,23 @@ class Run {
       const Matrix* matrix = model_.layers[l].matrix;
       fix_rows(
           fixed_normed_, buffers_.normed_lanes,
-          {matrix + kQuery, matrix + kKey, matrix + kValue});
+          {matrix + kQuery, matrix + kKey, matrix + kValue, matrix + kQueryKeyValue});
     } else if (logits_ != nullptr) {
       const int64_t last = (count_ - 1) * lanes_of(sizes_.hidden);
       fix_row(fixed_normed_, buffers_.normed_lanes.data() + last, {&model_.head});
     }
   }
 
-  void norm_rows(const float* weight) {
+  void norm_row(const Norm& norm, const float* x, float* out) const {
+    const StepKernels& step = kernels_.step;
+    if (norm.bias == nullptr) step.norm(x, norm.weight, model_.epsilon, sizes_.hidden, out);
+    else step.layer_norm(x, norm.weight, norm.bias, model_.epsilon, sizes_.hidden, out);
+  }
+
+  void norm_rows(const Norm& norm) {
     const int64_t hidden = sizes_.hidden;
     for (int64_t m = 0; m < count_; m++)
-      kernels_.step.norm(
-          buffers_.hidden.data() + m * hidden, weight, model_.epsilon, hidden,
-          buffers_.normed.data() + m * hidden);
+      norm_row(norm, buffers_.hidden.data() + m * hidden, buffers_.normed.data() + m * hidden);
     arrange_rows(buffers_.normed, hidden, buffers_.normed_lanes);
   }
 
@@ -197,28 +179,6 @@ class Run {
         product, first * kTileRows, last < matrix.outputs ? last : matrix.outputs);
   }
 
-  // Items [0, items) by whoever comes, `last` by whoever ends them.
-  template <class Body, class Last>
-  void stage(int64_t thread, int64_t index, int64_t items, Body body, Last last) {
-    Stage& stage = stages_[index];
-    Part* parts = parts_.get() + index * parts_of_stage_;
-    int64_t mine = 0;
-    while (const Share share = next_share(parts, parts_of_stage_, items, 1, thread)) {
-      body(share.first, share.end);
-      mine += share.end - share.first;
-    }
-    if (mine > 0 && stage.done.fetch_add(mine, std::memory_order_acq_rel) + mine == items) {
-      stage.done_at = Clock::now();
-      last();
-      stage.ready_at = Clock::now();
-      stage.ready.store(true, std::memory_order_release);
-    }
-    for (int spins = 0; !stage.ready.load(std::memory_order_acquire); spins++) {
-      if (spins < kSpins) breathe();
-      else std::this_thread::yield();
-    }
-  }
-
   void work(int64_t thread) {
     const int64_t depth = static_cast<int64_t>(model_.layers.size());
     for (int64_t l = 0; l < depth; l++) {
@@ -231,21 +191,12 @@ class Run {
   void attend(int64_t thread, const Layer& layer, int64_t index) {
     const Matrix* matrix = layer.matrix;
     const Rows normed{buffers_.normed.data(), buffers_.normed_lanes.data(), &fixed_normed_};
-    float* const out[] = {buffers_.query.data(), buffers_.key.data(), buffers_.value.data()};
-    // Tiles of q, k and v one after the other.
-    const int64_t ends[] = {
-        matrix[kQuery].tiles(), matrix[kQuery].tiles() + matrix[kKey].tiles(),
-        matrix[kQuery].tiles() + matrix[kKey].tiles() + matrix[kValue].tiles()};
-    stage(
-        thread, index, ends[2],
-        [&](int64_t first, int64_t end) {
-          for (int64_t i = 0, begin = 0; i < 3; begin = ends[i++]) {
-            const int64_t from = first > begin ? first : begin, to = end < ends[i] ? end : ends[i];
-            if (from < to) multiply(matrix[kQuery + i], normed, out[i], from - begin, to - begin);
-          }
-        },
+    const Readers readers = query_key_value(layer);
+    stages_.run(
+        thread, index, readers.tiles(),
+        [&](int64_t first, int64_t end) { multiply_each(readers, normed, first, end); },
         [&] { keep_keys(layer); });
-    stage(
+    stages_.run(
         thread, index + kAttentionStage, count_ * sizes_.kv_heads,
         [&](int64_t first, int64_t end) { attend_heads(layer, first, end); },
         [&] {
@@ -253,7 +204,7 @@ class Run {
           fix_rows(fixed_mixed_, buffers_.mixed_lanes, {matrix + kOutput});
         });
     const Rows mixed{buffers_.mixed.data(), buffers_.mixed_lanes.data(), &fixed_mixed_};
-    stage(
+    stages_.run(
         thread, index + 2, matrix[kOutput].tiles(),
         [&](int64_t first, int64_t end) {
           multiply(matrix[kOutput], mixed, buffers_.sum.data(), first, end);
@@ -264,17 +215,74 @@ class Run {
         });
   }
 
-  // Queries and keys turned to their positions; keys and values behind those of earlier tokens.
+  // Up to three matrices that read the same rows, one after the other, and where they write.
+  struct Readers {
+    const Matrix* matrix[3];
+    float* out[3];
+    int count;
+
+    int64_t tiles() const {
+      int64_t sum = 0;
+      for (int i = 0; i < count; i++) sum += matrix[i]->tiles();
+      return sum;
+    }
+  };
+
+  // Tiles [first, end) of all of them.
+  void multiply_each(const Readers& readers, Rows rows, int64_t first, int64_t end) const {
+    for (int i = 0; i < readers.count; i++) {
+      const int64_t tiles = readers.matrix[i]->tiles();
+      const int64_t from = first > 0 ? first : 0, to = end < tiles ? end : tiles;
+      if (from < to) multiply(*readers.matrix[i], rows, readers.out[i], from, to);
+      first -= tiles;
+      end -= tiles;
+    }
+  }
+
+  Readers query_key_value(const Layer& layer) const {
+    const Matrix* matrix = layer.matrix;
+    if (matrix[kQueryKeyValue].outputs > 0)
+      return {{matrix + kQueryKeyValue}, {buffers_.joined.data()}, 1};
+    return {
+        {matrix + kQuery, matrix + kKey, matrix + kValue},
+        {buffers_.query.data(), buffers_.key.data(), buffers_.value.data()},
+        3};
+  }
+
+  // The three parts of every head to where the matrices of their own would write them.
+  void part_joined() {
+    const int64_t width = sizes_.width;
+    float* const out[] = {buffers_.query.data(), buffers_.key.data(), buffers_.value.data()};
+    for (int64_t i = 0; i < count_ * sizes_.heads; i++)
+      for (int64_t part = 0; part < 3; part++)
+        std::copy_n(
+            buffers_.joined.data() + (3 * i + part) * width, width, out[part] + i * width);
+  }
+
+  // Each head of `x` [heads, width] normed, where the model does so.
+  void norm_heads(const float* weight, float* x, int64_t heads) const {
+    if (weight == nullptr) return;
+    for (int64_t head = 0; head < heads; head++, x += sizes_.width)
+      kernels_.step.norm(x, weight, model_.epsilon, sizes_.width, x);
+  }
+
+  // Queries and keys turned to their positions, where the model does so; keys and values behind those
+  // of earlier tokens.
   void keep_keys(const Layer& layer) {
     const int64_t width = sizes_.width, shared = sizes_.kv_heads;
+    if (layer.matrix[kQueryKeyValue].outputs > 0) part_joined();
     for (int64_t m = 0; m < count_; m++) {
       const int64_t at = position_ + m;
-      const float *cosine = model_.cosine + at * width, *sine = model_.sine + at * width;
+      float* query = buffers_.query.data() + m * sizes_.heads * width;
       float* key = buffers_.key.data() + m * shared * width;
       const float* value = buffers_.value.data() + m * shared * width;
-      kernels_.step.rotate(
-          buffers_.query.data() + m * sizes_.heads * width, cosine, sine, sizes_.heads, width);
-      kernels_.step.rotate(key, cosine, sine, shared, width);
+      norm_heads(layer.query_norm, query, sizes_.heads);
+      norm_heads(layer.key_norm, key, shared);
+      if (model_.cosine != nullptr) {
+        const float *cosine = model_.cosine + at * width, *sine = model_.sine + at * width;
+        kernels_.step.rotate(query, cosine, sine, sizes_.heads, width);
+        kernels_.step.rotate(key, cosine, sine, shared, width);
+      }
       for (int64_t head = 0; head < shared; head++) {
         const int64_t to = (head * sizes_.positions + at) * width;
         std::copy_n(key + head * width, width, layer.keys + to);
@@ -297,6 +305,7 @@ class Run {
       attention.sharing = sharing;
       attention.width = width;
       attention.factor = model_.scale * 1.44269504f;
+      if (!model_.slopes.empty()) attention.slopes = model_.slopes.data() + head * sharing;
       attention.scores = scores.data();
       attention.out = buffers_.mixed.data() + from;
       kernels_.step.attend(attention);
@@ -306,27 +315,17 @@ class Run {
   void feed(int64_t thread, int64_t l, int64_t index) {
     const Matrix* matrix = model_.layers[l].matrix;
     const bool last_layer = l + 1 == static_cast<int64_t>(model_.layers.size());
-    const float* next_norm = last_layer ? model_.norm : model_.layers[l + 1].norm;
+    const Norm& next_norm = last_layer ? model_.norm : model_.layers[l + 1].norm;
     const Rows normed{buffers_.normed.data(), buffers_.normed_lanes.data(), &fixed_normed_};
-    float *gates = buffers_.gate.data(), *up = buffers_.up.data(), *out = buffers_.gated.data();
-    stage(
-        thread, index, matrix[kGate].tiles(),
-        [&](int64_t first, int64_t end) {
-          multiply(matrix[kGate], normed, gates, first, end);
-          multiply(matrix[kUp], normed, up, first, end);
-          const int64_t from = first * kTileRows, last = end * kTileRows;
-          const int64_t to = last < sizes_.feed ? last : sizes_.feed;
-          for (int64_t m = 0; m < count_; m++) {
-            const int64_t at = m * sizes_.feed + from;
-            kernels_.step.gate(gates + at, up + at, to - from, out + at);
-          }
-        },
+    stages_.run(
+        thread, index, matrix[kUp].tiles(),
+        [&](int64_t first, int64_t end) { feed_tiles(matrix, normed, first, end); },
         [&] {
           arrange_rows(buffers_.gated, sizes_.feed, buffers_.gated_lanes);
           fix_rows(fixed_gated_, buffers_.gated_lanes, {matrix + kDown});
         });
     const Rows gated{buffers_.gated.data(), buffers_.gated_lanes.data(), &fixed_gated_};
-    stage(
+    stages_.run(
         thread, index + 1, matrix[kDown].tiles(),
         [&](int64_t first, int64_t end) {
           multiply(matrix[kDown], gated, buffers_.sum.data(), first, end);
@@ -337,15 +336,32 @@ class Run {
         });
   }
 
-  void add_and_norm(const float* weight) {
+  // Tiles [first, end) of what the last matrix of a layer reads.
+  void feed_tiles(const Matrix* matrix, Rows normed, int64_t first, int64_t end) const {
+    float *gates = buffers_.gate.data(), *up = buffers_.up.data(), *out = buffers_.gated.data();
+    if (model_.activation == kSiluGate) multiply(matrix[kGate], normed, gates, first, end);
+    multiply(matrix[kUp], normed, up, first, end);
+    const int64_t from = first * kTileRows, last = end * kTileRows;
+    const int64_t count = (last < sizes_.feed ? last : sizes_.feed) - from;
+    for (int64_t m = 0; m < count_; m++) {
+      const int64_t at = m * sizes_.feed + from;
+      switch (model_.activation) {
+        case kRelu: kernels_.step.relu(up + at, count, out + at); break;
+        case kGelu: kernels_.step.gelu(up + at, count, out + at); break;
+        default: kernels_.step.gate(gates + at, up + at, count, out + at);
+      }
+    }
+  }
+
+  void add_and_norm(const Norm& norm) {
     kernels_.step.add(buffers_.hidden.data(), buffers_.sum.data(), count_ * sizes_.hidden);
-    norm_rows(weight);
+    norm_rows(norm);
   }
 
   // Logits of the last token.
   void score(int64_t thread, int64_t index) {
     const Rows normed{buffers_.normed.data(), buffers_.normed_lanes.data(), &fixed_normed_};
-    stage(
+    stages_.run(
         thread, index, model_.head.tiles(),
         [&](int64_t first, int64_t end) {
           multiply(model_.head, normed, logits_, first, end, count_ - 1, 1);
@@ -358,9 +374,8 @@ class Run {
   const Kernels& kernels_;
   const Buffers buffers_;
   FixedRow fixed_normed_, fixed_mixed_, fixed_gated_;
-  const int64_t threads_, parts_of_stage_;
-  const std::unique_ptr<Stage[]> stages_;
-  const std::unique_ptr<Part[]> parts_;  // of every stage
+  const int64_t threads_;
+  Stages stages_;
   const int64_t count_, position_;
   float* const logits_;
 };

@@ -7,20 +7,32 @@ from cuda_ext import packed as packed_kernels
 from quant import QuantizationConfig, Scheme, load, quantize_model, save
 from quant.decode import caches
 from quant.decode.choose import make_decoder
+from quant.decode.description import Unsupported
 from quant.decode.fused import PLAIN_TOGETHER, TOGETHER, FusedDecoder
-from quant.decode.llama import Unsupported, halved
+from quant.decode.open import halved
 from quant.solvers import rtn
 from tests.quant.architectures import CONFIGS, tiny_model
 
 PROMPT, TOKENS = 9, 12
 WIDE_HEADS = {"hidden_size": 64, "head_dim": 16, "max_position_embeddings": 128}
-NOT_LLAMA = {
-    "opt": "OPTModel has no layers",
-    "gemma": "its activation is GELUTanh",
-    "qwen3": "Qwen3Attention differs from Llama's in k_norm, q_norm",
+FAMILIES = {
+    "llama": WIDE_HEADS,
+    "qwen3": WIDE_HEADS,
+    "opt": {"hidden_size": 64, "word_embed_proj_dim": 64, "max_position_embeddings": 128},
+    "bloom": {"hidden_size": 64},
+}
+NOT_TAKEN = {
+    "opt-350m": "its embeddings have another width than its layers",
+    "gemma": "its activation is GELUTanh, not SiLU",
     "gemma2": "Gemma2DecoderLayer differs from Llama's in post_feedforward_layernorm",
+    "gpt2": "GPT2Model is not built like llama, opt, bloom",
     "llama": "a head is 8 wide, no multiple of 16",
 }
+
+
+def wide(name: str, **changes):
+    """A tiny model of a family that a step takes."""
+    return tiny_model(name, **{**FAMILIES[name], "tie_word_embeddings": False, **changes})
 
 
 def llama(name: str = "llama", **changes):
@@ -56,9 +68,10 @@ def packed(model, scheme: Scheme, folder):
     return load(folder, dtype=torch.float32)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("scheme", [None, *(Scheme(bits, 32) for bits in (2, 3, 4, 8))], ids=str)
-def test_tokens_and_logits_are_those_of_full_forward_passes(scheme, tmp_path) -> None:
-    model = llama()
+def test_tokens_and_logits_are_those_of_full_forward_passes(scheme, family, tmp_path) -> None:
+    model = wide(family)
     if scheme is not None:
         model = packed(model, scheme, tmp_path / "q")
     decoder = make_decoder(model, prompt_of(), TOKENS)
@@ -95,9 +108,10 @@ def test_shapes_and_settings(changes) -> None:
     assert found == expected
 
 
-def test_a_long_prompt_gives_the_logits_of_tokens_one_by_one(tmp_path) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_long_prompt_gives_the_logits_of_tokens_one_by_one(family, tmp_path) -> None:
     """The same bits on the portable kernels; the others take one token by whole numbers."""
-    model, prompt = packed(llama(), Scheme(4, 32), tmp_path / "q"), prompt_of(TOGETHER + 9)
+    model, prompt = packed(wide(family), Scheme(4, 32), tmp_path / "q"), prompt_of(TOGETHER + 9)
     together, single = (FusedDecoder(model, 100) for _ in range(2))
     together.prefill(prompt)
     single.prefill(prompt[:, :1])
@@ -136,12 +150,12 @@ def test_any_number_of_threads_gives_the_same_bits(tmp_path) -> None:
     assert all(torch.equal(found[0], other) for other in found[1:])
 
 
-@pytest.mark.parametrize("name", NOT_LLAMA)
+@pytest.mark.parametrize("name", NOT_TAKEN)
 def test_other_models_fall_back_and_say_why(name) -> None:
     model, prompt = tiny_model(name), prompt_of()
     decoder = make_decoder(model, prompt, TOKENS)
     assert decoder.mode in (caches.STATIC, caches.DYNAMIC)
-    assert f"no fused step: {NOT_LLAMA[name]}" in decoder.reason
+    assert f"no fused step: {NOT_TAKEN[name]}" in decoder.reason
     assert run(decoder, prompt)[0] == without_cache(model, prompt)[0]
 
 
@@ -160,6 +174,37 @@ def test_a_sliding_window_shorter_than_the_positions_is_said() -> None:
     assert decoder.reason.startswith(
         "no fused step: its sliding window of 8 is shorter than the 21"
     )
+
+
+def test_opt_without_room_for_the_positions_is_said() -> None:
+    """Its own forward raises at the first position without a row; a step must not go on."""
+    model, prompt = wide("opt", max_position_embeddings=20), prompt_of()
+    with pytest.raises(Unsupported, match="it has 20 positions, fewer than 21"):
+        FusedDecoder(model, PROMPT + TOKENS)
+    found = run(FusedDecoder(model, 20), prompt, 20 - PROMPT)
+    assert found[0] == without_cache(model, prompt, 20 - PROMPT)[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "reason"),
+    [
+        ("opt", {"do_layer_norm_before": False}, "its norms come behind the parts of a layer"),
+        ("opt", {"activation_function": "gelu"}, "its activation is GELUActivation, not ReLU"),
+        (
+            "opt",
+            {"layer_norm_elementwise_affine": False},
+            "its norm is LayerNorm without weight and bias, not an RMSNorm or LayerNorm",
+        ),
+        (
+            "bloom",
+            {"apply_residual_connection_post_layernorm": True},
+            "its layers add to their normed inputs",
+        ),
+    ],
+)
+def test_what_a_family_may_do_otherwise_is_named(name, changes, reason) -> None:
+    with pytest.raises(Unsupported, match=reason):
+        FusedDecoder(wide(name, **changes), 32)
 
 
 def test_what_modules_do_not_show_is_seen_in_the_logits() -> None:

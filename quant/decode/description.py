@@ -1,0 +1,174 @@
+"""What of a model a fused step (cuda_ext.step) takes, as each family describes its models.
+
+Models are recognised by their modules, not by their names. Whatever a module does besides (a
+multiplier of residuals, another order) shows in the logits: quant.decode.choose compares them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cuda_ext.step import WIDTH_STEP, Activation, Norm, Place, Step
+from quant.linear import QuantLinear
+
+
+class Unsupported(Exception):
+    """Why a model cannot be decoded in some mode, one clause."""
+
+
+@dataclass(frozen=True)
+class LayerParts:
+    """Modules of one layer: norms before attention and before the feed-forward part, matrices by
+    place, and the norms of queries and keys where there are some.
+    """
+
+    norm: Any
+    feed_norm: Any
+    matrices: Mapping[Place, Any]
+    query_norm: Any = None
+    key_norm: Any = None
+
+
+@dataclass(frozen=True)
+class Description:
+    """Modules and settings of one decoder.
+
+    norm            before the head.
+    head            the matrix that makes logits.
+    width           of a head.
+    scale           of query times key.
+    set_positions   (step, positions): tells a step how the model knows that many positions;
+                    Unsupported if the step cannot do so.
+    most_positions  that it knows; None: any number.
+    embedding_norm  of the embeddings, before the first layer.
+    """
+
+    layers: Sequence[LayerParts]
+    norm: Any
+    head: Any
+    width: int
+    scale: float
+    activation: Activation
+    set_positions: Callable[[Step, int], None]
+    most_positions: int | None = None
+    embedding_norm: Any = None
+
+    @property
+    def matrices(self) -> list[Any]:
+        """Those inside the layers."""
+        return [linear for layer in self.layers for linear in layer.matrices.values()]
+
+    @property
+    def norms(self) -> list[Any]:
+        """Those of whole rows."""
+        pairs = [norm for layer in self.layers for norm in (layer.norm, layer.feed_norm)]
+        return [self.norm, *pairs, *([self.embedding_norm] if self.embedding_norm else [])]
+
+    @property
+    def heads_norms(self) -> list[Any]:
+        """Those of every head."""
+        pairs = [norm for layer in self.layers for norm in (layer.query_norm, layer.key_norm)]
+        return [norm for norm in pairs if norm is not None]
+
+    @property
+    def heads(self) -> int:
+        return outputs_of(self.layers[0], Place.QUERY) // self.width
+
+    @property
+    def kv_heads(self) -> int:
+        return outputs_of(self.layers[0], Place.KEY) // self.width
+
+    @property
+    def feed(self) -> int:
+        """Inputs of the last matrix of a layer."""
+        return outputs_of(self.layers[0], Place.UP)
+
+    @property
+    def epsilon(self) -> float:
+        return _epsilon(self.norm)
+
+    @property
+    def all_packed(self) -> bool:
+        """Whether every matrix inside the layers is packed."""
+        return all(isinstance(linear, QuantLinear) for linear in self.matrices)
+
+
+def outputs_of(layer: LayerParts, place: Place) -> int:
+    """The outputs of a place, which one matrix may give with those of others."""
+    joined = layer.matrices.get(Place.QUERY_KEY_VALUE)
+    if joined is not None and place in (Place.QUERY, Place.KEY, Place.VALUE):
+        return int(joined.out_features) // 3
+    return int(layer.matrices[place].out_features)
+
+
+def norm_of(module: Any) -> Norm:
+    """The tensors of a norm; Unsupported unless it is an RMSNorm or a LayerNorm with a bias."""
+    held = {name: tensor.detach() for name, tensor in module.named_parameters()}
+    if isinstance(module, nn.LayerNorm) and [*held] == ["weight", "bias"]:
+        return Norm(held["weight"], held["bias"])
+    if hasattr(module, "variance_epsilon") and [*held] == ["weight"]:
+        return Norm(held["weight"])
+    lacking = " without weight and bias" * isinstance(module, nn.LayerNorm)
+    raise Unsupported(f"its norm is {type(module).__name__}{lacking}, not an RMSNorm or LayerNorm")
+
+
+def require_fit(model: Any, description: Description) -> None:
+    """Raise Unsupported for what a step cannot take of a model that a family describes."""
+    if model.dtype != torch.float32:
+        raise Unsupported(f"its activations are {model.dtype}, and the step's float32")
+    if not description.layers:
+        raise Unsupported("it has no layers")
+    for norm in (*description.norms, *description.heads_norms):
+        norm_of(norm)
+    if len({_epsilon(norm) for norm in (*description.norms, *description.heads_norms)}) > 1:
+        raise Unsupported("its norms have different epsilons")
+    for linear in (*description.matrices, description.head):
+        _require_matrix(linear)
+    places = (Place.QUERY, Place.KEY, Place.UP)
+    if len({tuple(outputs_of(layer, at) for at in places) for layer in description.layers}) > 1:
+        raise Unsupported("its layers differ in size")
+    if description.width % WIDTH_STEP:
+        raise Unsupported(f"a head is {description.width} wide, no multiple of {WIDTH_STEP}")
+
+
+def require_children(module: Any, names: set[str], family: str) -> None:
+    """Raise Unsupported unless a module has the children of a family's."""
+    found = {name for name, _ in module.named_children()}
+    if found != names:
+        other = ", ".join(sorted(found ^ names))
+        raise Unsupported(f"{type(module).__name__} differs from {family}'s in {other}")
+
+
+def require_function(function: Any, wanted: Callable[[Tensor], Tensor], name: str) -> None:
+    """Raise Unsupported unless an activation gives what `wanted` does: libraries wrap activations
+    in classes of their own.
+    """
+    x = torch.linspace(-8, 8, 33)
+    if not torch.allclose(function(x), wanted(x), rtol=1e-5, atol=1e-6):
+        raise Unsupported(f"its activation is {type(function).__name__}, not {name}")
+
+
+def same_of_all(values: Sequence[Any], what: str) -> Any:
+    """What all layers have; Unsupported if they differ."""
+    if len(set(values)) > 1:
+        raise Unsupported(f"its layers differ in {what}")
+    return values[0]
+
+
+def _epsilon(module: Any) -> float:
+    return float(module.eps if isinstance(module, nn.LayerNorm) else module.variance_epsilon)
+
+
+def _require_matrix(linear: Any) -> None:
+    if isinstance(linear, QuantLinear):
+        if not linear.tiled:
+            raise Unsupported(f"a layer is multiplied by {linear.way}")
+        if linear.input_operator is not None:
+            raise Unsupported("a layer has an operator on its input")
+    elif not isinstance(linear, nn.Linear):
+        raise Unsupported(f"a layer is {type(linear).__name__}")

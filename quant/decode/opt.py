@@ -1,0 +1,69 @@
+"""OPT's decoders: LayerNorm before each part of a layer, learned positions, ReLU, biases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.nn import functional
+
+from cuda_ext.step import Activation, Place, Step
+from quant.decode.description import (
+    Description,
+    LayerParts,
+    Unsupported,
+    require_children,
+    require_function,
+    same_of_all,
+)
+
+LAYER = {"self_attn", "activation_fn", "self_attn_layer_norm", "fc1", "fc2", "final_layer_norm"}
+ATTENTION = {
+    "q_proj": Place.QUERY,
+    "k_proj": Place.KEY,
+    "v_proj": Place.VALUE,
+    "out_proj": Place.OUTPUT,
+}
+
+
+def describe(model: Any) -> Description | None:
+    """None for another kind of decoder; Unsupported saying what one of this kind differs in."""
+    decoder: Any = getattr(model.base_model, "decoder", None)
+    if not all(hasattr(decoder, name) for name in ("layers", "embed_positions", "project_in")):
+        return None
+    if decoder.project_in is not None or decoder.project_out is not None:
+        raise Unsupported("its embeddings have another width than its layers")
+    if decoder.final_layer_norm is None or not all(
+        layer.do_layer_norm_before for layer in decoder.layers
+    ):
+        raise Unsupported("its norms come behind the parts of a layer")
+    layers = [_layer(each) for each in decoder.layers]
+    if not layers:
+        raise Unsupported("it has no layers")
+    attention = [each.self_attn for each in decoder.layers]
+    table = decoder.embed_positions
+
+    def learned(step: Step, positions: int) -> None:
+        rows = table.weight.detach()[table.offset :]
+        # A cache is rounded up to whole vectors, and may have more positions.
+        rows = functional.pad(rows[:positions], (0, 0, 0, max(0, positions - len(rows))))
+        step.set_learned_positions(rows.contiguous())
+
+    return Description(
+        layers=layers,
+        norm=decoder.final_layer_norm,
+        head=model.get_output_embeddings(),
+        width=same_of_all([each.head_dim for each in attention], "the width of a head"),
+        scale=same_of_all([each.scaling for each in attention], "scale"),
+        activation=Activation.RELU,
+        set_positions=learned,
+        most_positions=table.num_embeddings - table.offset,
+    )
+
+
+def _layer(layer: Any) -> LayerParts:
+    require_children(layer, LAYER, "OPT")
+    require_children(layer.self_attn, set(ATTENTION), "OPT")
+    require_function(layer.activation_fn, functional.relu, "ReLU")
+    matrices = {place: getattr(layer.self_attn, name) for name, place in ATTENTION.items()}
+    matrices |= {Place.UP: layer.fc1, Place.DOWN: layer.fc2}
+    return LayerParts(layer.self_attn_layer_norm, layer.final_layer_norm, matrices)

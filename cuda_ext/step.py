@@ -40,11 +40,12 @@ class Place(IntEnum):
 
 
 class Activation(IntEnum):
-    """What the matrix DOWN reads: SiLU(gate) * up, or ReLU or GELU (by its tanh) of up alone."""
+    """What the matrix DOWN reads: SiLU(gate) * up, or ReLU or GELU of up alone."""
 
     SILU_GATE = 0
     RELU = 1
     GELU = 2
+    GELU_TANH = 3
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ class Times:
 
 
 class Step:
-    """One decoder: layers that add attention of the normed input, then a feed-forward part of the
-    normed sum (RMSNorm or LayerNorm, grouped attention).
+    """One decoder: layers that add grouped attention of the normed input, then a feed-forward part
+    of the normed sum.
 
     It knows positions by what is set: rotations, learned rows or slopes (ALiBi). Errors are
     RuntimeErrors naming the argument that does not fit; `run` raises one for a matrix that was not
@@ -87,21 +88,25 @@ class Step:
         epsilon: float,
         scale: float,
         most_tokens: int,
+        parallel: bool = False,
     ) -> None:
         """embedding [vocabulary, hidden]; norm: before the head; width: of a head; positions: of
-        the cache; feed: inputs of DOWN; scale: of query times key; most_tokens: of one call.
+        the cache; feed: inputs of DOWN; scale: of query times key; most_tokens: of one call;
+        parallel: the feed-forward part reads the input of the layer, not its sum with attention.
         """
         packed.load()
         self._number = torch.ops.bitsweep.step_open(
             embedding, norm.weight, norm.bias, heads, kv_heads, width, positions, feed,
-            int(activation), epsilon, scale, most_tokens,
+            int(activation), parallel, epsilon, scale, most_tokens,
         )  # fmt: skip
         weakref.finalize(self, torch.ops.bitsweep.step_close, self._number)
         self.most_tokens = most_tokens
         self._times = torch.zeros(3, dtype=torch.float64)
 
     def set_rotations(self, cosine: Tensor, sine: Tensor) -> None:
-        """Queries and keys are turned by angles [positions, width] (RoPE, arXiv 2104.09864)."""
+        """The first numbers of every query and key are turned by angles, [positions, as many]
+        (RoPE, Su et al., arXiv 2104.09864).
+        """
         torch.ops.bitsweep.step_rotate(self._number, cosine, sine)
 
     def set_learned_positions(self, rows: Tensor) -> None:

@@ -93,7 +93,7 @@ Tensor rotated(const Tensor& x, const Tensor& cosine, const Tensor& sine) {
           float* turned = to + at * row;
           std::memcpy(
               turned, from + sequence * x.stride(0) + token * x.stride(2), row * sizeof(float));
-          run.rotate(turned, cosines + angles, sines + angles, heads, width);
+          run.rotate(turned, cosines + angles, sines + angles, heads, width, width);
         }
       });
   return torch::stable::transpose(out, 1, 2);

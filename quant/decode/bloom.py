@@ -49,7 +49,7 @@ def describe(model: Any) -> Description | None:
         head=model.get_output_embeddings(),
         width=same_of_all([each.head_dim for each in attention], "the width of a head"),
         scale=same_of_all([each.inv_norm_factor for each in attention], "scale"),
-        activation=Activation.GELU,
+        activation=Activation.GELU_TANH,
         set_positions=slopes,
         embedding_norm=decoder.word_embeddings_layernorm,
     )

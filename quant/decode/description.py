@@ -42,6 +42,7 @@ class Description:
     head            the matrix that makes logits.
     width           of a head.
     scale           of query times key.
+    parallel        whether both parts of a layer read its input.
     set_positions   (step, positions): tells a step how the model knows that many positions;
                     Unsupported if the step cannot do so.
     most_positions  that it knows; None: any number.
@@ -55,6 +56,7 @@ class Description:
     scale: float
     activation: Activation
     set_positions: Callable[[Step, int], None]
+    parallel: bool = False
     most_positions: int | None = None
     embedding_norm: Any = None
 
@@ -151,6 +153,19 @@ def require_function(function: Any, wanted: Callable[[Tensor], Tensor], name: st
     x = torch.linspace(-8, 8, 33)
     if not torch.allclose(function(x), wanted(x), rtol=1e-5, atol=1e-6):
         raise Unsupported(f"its activation is {type(function).__name__}, not {name}")
+
+
+def rotations(decoder: Any, width: int) -> Callable[[Step, int], None]:
+    """Description.set_positions of a decoder with a module of rotary positions."""
+
+    def rotate(step: Step, positions: int) -> None:
+        places, like = torch.arange(positions)[None], torch.empty((1, 1, 1))
+        cosine, sine = (part[0].float().contiguous() for part in decoder.rotary_emb(like, places))
+        if cosine.shape[1] > width:
+            raise Unsupported(f"it rotates {cosine.shape[1]} numbers of heads of {width}")
+        step.set_rotations(cosine, sine)
+
+    return rotate
 
 
 def same_of_all(values: Sequence[Any], what: str) -> Any:

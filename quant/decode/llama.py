@@ -6,17 +6,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor
 from torch.nn import functional
 
-from cuda_ext.step import Activation, Place, Step
+from cuda_ext.step import Activation, Place
 from quant.decode.description import (
     Description,
     LayerParts,
     Unsupported,
     require_children,
     require_function,
+    rotations,
     same_of_all,
 )
 
@@ -42,12 +41,6 @@ def describe(model: Any) -> Description | None:
     attention = [each.self_attn for each in decoder.layers]
     width = same_of_all([each.head_dim for each in attention], "the width of a head")
 
-    def rotate(step: Step, positions: int) -> None:
-        cosine, sine = _rotations(decoder, positions)
-        if cosine.shape[1] != width:
-            raise Unsupported(f"it rotates {cosine.shape[1]} of the {width} numbers of a head")
-        step.set_rotations(cosine, sine)
-
     return Description(
         layers=layers,
         norm=decoder.norm,
@@ -55,7 +48,7 @@ def describe(model: Any) -> Description | None:
         width=width,
         scale=same_of_all([each.scaling for each in attention], "scale"),
         activation=Activation.SILU_GATE,
-        set_positions=rotate,
+        set_positions=rotations(decoder, width),
     )
 
 
@@ -75,11 +68,3 @@ def _layer(layer: Any) -> LayerParts:
         query_norm=attention.q_norm if normed else None,
         key_norm=attention.k_norm if normed else None,
     )
-
-
-def _rotations(decoder: Any, positions: int) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [positions, width], as the model's own module makes them."""
-    places = torch.arange(positions)[None]
-    hidden = decoder.norm.weight.new_empty((1, 1, 1))
-    cosine, sine = (part[0].float().contiguous() for part in decoder.rotary_emb(hidden, places))
-    return cosine, sine

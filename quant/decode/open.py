@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from cuda_ext.step import Place, Step
-from quant.decode import bloom, llama, opt
+from quant.decode import bloom, llama, neox, opt, phi
 from quant.decode.description import Description, Unsupported, norm_of, require_fit
 from quant.linear import QuantLinear
 
-FAMILIES = (llama, opt, bloom)
+FAMILIES = (llama, opt, bloom, neox, phi)
 
 
 def describe(model: Any) -> Description:
@@ -52,6 +52,7 @@ def open_step(
         epsilon=description.epsilon,
         scale=description.scale,
         most_tokens=most_tokens,
+        parallel=description.parallel,
     )
     description.set_positions(step, positions)
     if description.embedding_norm is not None:

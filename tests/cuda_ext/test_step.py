@@ -46,6 +46,8 @@ class Kind:
     joined: bool = False  # one matrix for query, key and value
     head_norms: bool = False
     embedding_norm: bool = False
+    parallel: bool = False
+    turned: int = WIDTH  # numbers of a head that are rotated
 
     @property
     def places(self) -> list[Place]:
@@ -63,11 +65,14 @@ KINDS = {
     "llama": Kind(),
     "qwen3": Kind(head_norms=True),
     "opt": Kind(Activation.RELU, biases=True, positions="learned"),
-    "bloom": Kind(Activation.GELU, True, "slopes", joined=True, embedding_norm=True),
+    "bloom": Kind(Activation.GELU_TANH, True, "slopes", joined=True, embedding_norm=True),
+    "neox": Kind(Activation.GELU, biases=True, joined=True, parallel=True, turned=4),
+    "phi": Kind(Activation.GELU_TANH, biases=True, parallel=True, turned=6),
 }
 ACTIVATIONS = {
     Activation.RELU: functional.relu,
-    Activation.GELU: partial(functional.gelu, approximate="tanh"),
+    Activation.GELU: functional.gelu,
+    Activation.GELU_TANH: partial(functional.gelu, approximate="tanh"),
 }
 
 
@@ -111,8 +116,9 @@ def make(
         epsilon=1e-5,
         scale=WIDTH**-0.5,
         most_tokens=most_tokens,
+        parallel=kind.parallel,
     )
-    angles = torch.outer(torch.arange(POSITIONS).float(), draw(WIDTH // 2)).repeat(1, 2)
+    angles = torch.outer(torch.arange(POSITIONS).float(), draw(kind.turned // 2)).repeat(1, 2)
     learned, slopes = draw(POSITIONS, HIDDEN), draw(HEADS).abs() / 4
     if kind.positions == "rotated":
         step.set_rotations(angles.cos(), angles.sin())
@@ -179,9 +185,10 @@ def expected(parts: Parts, tokens: torch.Tensor) -> torch.Tensor:
     def turn(x: torch.Tensor) -> torch.Tensor:
         if kind.positions != "rotated":
             return x
-        angles = parts.angles[:count].double()
-        halves = torch.cat([-x[..., WIDTH // 2 :], x[..., : WIDTH // 2]], -1)
-        return x * angles.cos() + halves * angles.sin()
+        angles, half = parts.angles[:count].double(), kind.turned // 2
+        first, rest = x[..., : kind.turned], x[..., kind.turned :]
+        halves = torch.cat([-first[..., half:], first[..., :half]], -1)
+        return torch.cat([first * angles.cos() + halves * angles.sin(), rest], -1)
 
     x = parts.embedding.double()[tokens[0]]
     if kind.positions == "learned":
@@ -203,13 +210,13 @@ def expected(parts: Parts, tokens: torch.Tensor) -> torch.Tensor:
         scores = scores + parts.slopes.double()[:, None, None] * torch.arange(count)
     scores = scores.masked_fill(torch.ones(count, count).triu(1).bool(), -math.inf)
     mixed = (scores.softmax(-1) @ value).transpose(0, 1).reshape(count, -1)
-    x = x + times(mixed, Place.OUTPUT)
-    y = norm(x, 1)
+    attended = x + times(mixed, Place.OUTPUT)
+    y = norm(x if kind.parallel else attended, 1)
     if kind.activation == Activation.SILU_GATE:
         fed = functional.silu(times(y, Place.GATE)) * times(y, Place.UP)
     else:
         fed = ACTIVATIONS[kind.activation](times(y, Place.UP))
-    x = x + times(fed, Place.DOWN)
+    x = attended + times(fed, Place.DOWN)
     return times(norm(x, 2)[-1:], Place.HEAD)
 
 
@@ -266,8 +273,8 @@ def test_what_does_not_fit_is_named() -> None:
         parts.step.add_layer(*parts.norms[:2], parts.keys[:, :1], parts.keys)
     with pytest.raises(RuntimeError, match="one matrix for query, key and value has as many heads"):
         parts.step.set_dense(0, Place.QUERY_KEY_VALUE, torch.zeros(3 * MIXED, HIDDEN))
-    with pytest.raises(RuntimeError, match=r"step_rotate: cosine is \[24, 8\]"):
-        parts.step.set_rotations(*parts.angles.view(2, 24, 8))
+    with pytest.raises(RuntimeError, match=r"step_rotate: cosine is \[24, 17\]; expected \[24, an"):
+        parts.step.set_rotations(torch.zeros(24, 17), torch.zeros(24, 17))
     with pytest.raises(RuntimeError, match=r"step_learned: rows is \[23, 64\]"):
         parts.step.set_learned_positions(parts.learned[:23])
     with pytest.raises(RuntimeError, match=r"step_slopes: slopes is \[3\]"):

@@ -46,11 +46,14 @@ struct StepKernels {
   void (*gate)(const float* gate, const float* up, int64_t count, float* out);
   // out = max(x, 0).
   void (*relu)(const float* x, int64_t count, float* out);
-  // out = GELU(x) by its tanh (Hendrycks and Gimpel, arXiv 1606.08415).
+  // out = GELU(x) (Hendrycks and Gimpel, arXiv 1606.08415), and by its tanh.
   void (*gelu)(const float* x, int64_t count, float* out);
-  // x [heads, width] turned by angles given as cosine and sine [width], halves as pairs.
+  void (*gelu_tanh)(const float* x, int64_t count, float* out);
+  // The first `turned` numbers of each head of x [heads, width] turned by angles given as cosine and
+  // sine [turned], halves as pairs.
   void (*rotate)(
-      float* x, const float* cosine, const float* sine, int64_t heads, int64_t width);
+      float* x, const float* cosine, const float* sine, int64_t heads, int64_t width,
+      int64_t turned);
   // x += y.
   void (*add)(float* x, const float* y, int64_t count);
   // Floats of a row in the order of the lanes (Product::x), zeros behind them to a whole block.

@@ -208,8 +208,23 @@ void relu(const float* x, int64_t count, float* out) {
   });
 }
 
-// (1 + tanh(u)) / 2 = 1 / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3).
+// x times the normal distribution function, whose tail is a polynomial of t = 1 / (1 + p |z|) times
+// e^(-z^2), z = x / sqrt(2), within 1e-7 (Abramowitz and Stegun 7.1.26).
 void gelu(const float* x, int64_t count, float* out) {
+  each_number(x, x, count, out, [](F some, F) {
+    const F zero = Wide::set(0.0f), one = Wide::set(1.0f);
+    const F z = (some > zero ? some : -some) * Wide::set(0.70710678f);
+    const F t = one / (one + Wide::set(0.3275911f) * z);
+    F sum = Wide::set(1.061405429f);
+    for (const float next : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f})
+      sum = Wide::fma(sum, t, Wide::set(next));
+    const F tail = Wide::set(0.5f) * t * sum * power_of_two(z * z * Wide::set(-1.44269504f));
+    return some * (some > zero ? one - tail : tail);
+  });
+}
+
+// (1 + tanh(u)) / 2 = 1 / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3).
+void gelu_tanh(const float* x, int64_t count, float* out) {
   each_number(x, x, count, out, [](F some, F) {
     const F cube = some * some * some;
     const F inner = some + Wide::set(0.044715f) * cube;
@@ -217,8 +232,10 @@ void gelu(const float* x, int64_t count, float* out) {
   });
 }
 
-void rotate(float* x, const float* cosine, const float* sine, int64_t heads, int64_t width) {
-  const int64_t half = width / 2;
+void rotate(
+    float* x, const float* cosine, const float* sine, int64_t heads, int64_t width,
+    int64_t turned) {
+  const int64_t half = turned / 2;
   for (int64_t head = 0; head < heads; head++, x += width) {
     for (int64_t i = 0; i < half; i++) {
       const float low = x[i], high = x[half + i];
@@ -248,7 +265,7 @@ void arrange(const float* x, int64_t count, float* out) {
 }
 
 StepKernels step_kernels() {
-  return {dense, attend_token, norm, layer_norm, gate, relu, gelu, rotate, add, arrange};
+  return {dense, attend_token, norm, layer_norm, gate, relu, gelu, gelu_tanh, rotate, add, arrange};
 }
 
 }  // namespace

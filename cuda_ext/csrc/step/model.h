@@ -1,6 +1,6 @@
 // A decoder as a decode step sees it: matrices as they are stored, norms, how it knows positions,
 // and the cache of keys and values. Every layer adds attention of the normed input to its input, and
-// then the feed-forward part of the normed sum.
+// then the feed-forward part of the normed sum; or, in parallel, of the normed input.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -38,7 +38,7 @@ constexpr const char* kPlaceNames[] = {
     "query", "key", "value", "output", "gate", "up", "down", "query, key and value", "head"};
 
 // What makes the inputs of the last matrix of a layer: SiLU(gate) * up, or a function of up alone.
-enum Activation : int64_t { kSiluGate, kRelu, kGelu, kActivations };
+enum Activation : int64_t { kSiluGate, kRelu, kGelu, kGeluTanh, kActivations };
 
 // A LayerNorm if it has a bias, else an RMSNorm.
 struct Norm {
@@ -63,14 +63,17 @@ struct Sizes {
 struct Model {
   Sizes sizes;
   Activation activation;
+  bool parallel;
   const void* embedding;  // [vocabulary, hidden]
   bool bfloat16;
   Norm embedding_norm;    // no weight: none
   Norm norm;              // [hidden], before the head
-  // One of three ways to know positions, the others null: rotations [positions, width]; a row
-  // [positions, hidden] that is added to that of a token; slopes [heads] over the scale (ALiBi).
+  // One of three ways to know positions, the others null: rotations [positions, turned] of the first
+  // numbers of a head; a row [positions, hidden] that is added to that of a token; slopes [heads] over
+  // the scale (ALiBi).
   const float* cosine = nullptr;
   const float* sine = nullptr;
+  int64_t turned = 0;
   const float* learned = nullptr;
   std::vector<float> slopes;
   float epsilon, scale;

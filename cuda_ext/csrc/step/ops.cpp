@@ -59,7 +59,7 @@ Norm norm_of(
 int64_t step_open(
     const Tensor& embedding, const Tensor& norm, const std::optional<Tensor>& bias, int64_t heads,
     int64_t kv_heads, int64_t width, int64_t positions, int64_t feed, int64_t activation,
-    double epsilon, double scale, int64_t most_tokens) {
+    bool parallel, double epsilon, double scale, int64_t most_tokens) {
   constexpr const char* op = "step_open";
   STD_TORCH_CHECK(
       embedding.dim() == 2, op, ": embedding is ", text_of(sizes_of(embedding)),
@@ -83,6 +83,7 @@ int64_t step_open(
   model->sizes = {embedding.size(0), embedding.size(1), heads, kv_heads, width, feed, positions,
                   most_tokens};
   model->activation = static_cast<Activation>(activation);
+  model->parallel = parallel;
   const Sizes& sizes = model->sizes;
   model->embedding = table(
       op, "embedding", embedding, {sizes.vocabulary, sizes.hidden}, model->bfloat16, *model);
@@ -98,7 +99,13 @@ void step_rotate(int64_t step, const Tensor& cosine, const Tensor& sine) {
   constexpr const char* op = "step_rotate";
   const auto model = find(op, step);
   const std::lock_guard lock(model->busy);
-  const std::vector<int64_t> shape = {model->sizes.positions, model->sizes.width};
+  const int64_t turned = cosine.dim() == 2 ? cosine.size(1) : 0, width = model->sizes.width;
+  STD_TORCH_CHECK(
+      turned > 0 && turned <= width && turned % 2 == 0, op, ": cosine is ",
+      text_of(sizes_of(cosine)), "; expected [", model->sizes.positions,
+      ", an even number of those of a head, at most ", width, "].");
+  const std::vector<int64_t> shape = {model->sizes.positions, turned};
+  model->turned = turned;
   model->cosine = floats(op, "cosine", cosine, shape, *model);
   model->sine = floats(op, "sine", sine, shape, *model);
 }
@@ -283,7 +290,8 @@ void step_close(int64_t step) {
 STABLE_TORCH_LIBRARY_FRAGMENT(bitsweep, m) {
   m.def(
       "step_open(Tensor embedding, Tensor norm, Tensor? bias, int heads, int kv_heads, int width, "
-      "int positions, int feed, int activation, float epsilon, float scale, int most_tokens) -> int");
+      "int positions, int feed, int activation, bool parallel, float epsilon, float scale, "
+      "int most_tokens) -> int");
   m.def("step_rotate(int step, Tensor cosine, Tensor sine) -> ()");
   m.def("step_learned(int step, Tensor rows) -> ()");
   m.def("step_slopes(int step, Tensor slopes) -> ()");

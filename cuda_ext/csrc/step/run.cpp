@@ -210,7 +210,9 @@ class Run {
           multiply(matrix[kOutput], mixed, buffers_.sum.data(), first, end);
         },
         [&] {
-          add_and_norm(layer.feed_norm);
+          if (model_.parallel) norm_rows(layer.feed_norm);
+          add_sum();
+          if (!model_.parallel) norm_rows(layer.feed_norm);
           fix_rows(fixed_normed_, buffers_.normed_lanes, {matrix + kGate, matrix + kUp});
         });
   }
@@ -279,9 +281,10 @@ class Run {
       norm_heads(layer.query_norm, query, sizes_.heads);
       norm_heads(layer.key_norm, key, shared);
       if (model_.cosine != nullptr) {
-        const float *cosine = model_.cosine + at * width, *sine = model_.sine + at * width;
-        kernels_.step.rotate(query, cosine, sine, sizes_.heads, width);
-        kernels_.step.rotate(key, cosine, sine, shared, width);
+        const int64_t turned = model_.turned;
+        const float *cosine = model_.cosine + at * turned, *sine = model_.sine + at * turned;
+        kernels_.step.rotate(query, cosine, sine, sizes_.heads, width, turned);
+        kernels_.step.rotate(key, cosine, sine, shared, width, turned);
       }
       for (int64_t head = 0; head < shared; head++) {
         const int64_t to = (head * sizes_.positions + at) * width;
@@ -331,7 +334,8 @@ class Run {
           multiply(matrix[kDown], gated, buffers_.sum.data(), first, end);
         },
         [&] {
-          add_and_norm(next_norm);
+          add_sum();
+          norm_rows(next_norm);
           fix_normed(l + 1);
         });
   }
@@ -348,14 +352,14 @@ class Run {
       switch (model_.activation) {
         case kRelu: kernels_.step.relu(up + at, count, out + at); break;
         case kGelu: kernels_.step.gelu(up + at, count, out + at); break;
+        case kGeluTanh: kernels_.step.gelu_tanh(up + at, count, out + at); break;
         default: kernels_.step.gate(gates + at, up + at, count, out + at);
       }
     }
   }
 
-  void add_and_norm(const Norm& norm) {
+  void add_sum() {
     kernels_.step.add(buffers_.hidden.data(), buffers_.sum.data(), count_ * sizes_.hidden);
-    norm_rows(norm);
   }
 
   // Logits of the last token.

@@ -1,0 +1,63 @@
+"""Phi's decoders (1, 1.5 and 2): both parts of a layer side by side behind one LayerNorm, rotations
+of a part of each head, GELU by its tanh, biases.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from torch.nn import functional
+
+from cuda_ext.step import Activation, Place
+from quant.decode.description import (
+    Description,
+    LayerParts,
+    Unsupported,
+    require_children,
+    require_function,
+    rotations,
+    same_of_all,
+)
+
+LAYER = {"self_attn", "mlp", "input_layernorm", "resid_dropout"}
+ATTENTION = {
+    "q_proj": Place.QUERY,
+    "k_proj": Place.KEY,
+    "v_proj": Place.VALUE,
+    "dense": Place.OUTPUT,
+}
+
+
+def describe(model: Any) -> Description | None:
+    """None for another kind of decoder; Unsupported saying what one of this kind differs in."""
+    decoder = model.base_model
+    if not all(hasattr(decoder, name) for name in ("layers", "final_layernorm", "rotary_emb")):
+        return None
+    layers = [_layer(each) for each in decoder.layers]
+    if not layers:
+        raise Unsupported("it has no layers")
+    attention = [each.self_attn for each in decoder.layers]
+    width = same_of_all([each.head_dim for each in attention], "the width of a head")
+    return Description(
+        layers=layers,
+        norm=decoder.final_layernorm,
+        head=model.get_output_embeddings(),
+        width=width,
+        scale=same_of_all([each.scaling for each in attention], "scale"),
+        activation=Activation.GELU_TANH,
+        set_positions=rotations(decoder, width),
+        parallel=True,
+    )
+
+
+def _layer(layer: Any) -> LayerParts:
+    require_children(layer, LAYER, "Phi")
+    attention, mlp = layer.self_attn, layer.mlp
+    require_children(attention, set(ATTENTION), "Phi")
+    require_children(mlp, {"activation_fn", "fc1", "fc2"}, "Phi")
+    gelu = partial(functional.gelu, approximate="tanh")
+    require_function(mlp.activation_fn, gelu, "GELU by its tanh")
+    matrices = {place: getattr(attention, name) for name, place in ATTENTION.items()}
+    matrices |= {Place.UP: mlp.fc1, Place.DOWN: mlp.fc2}
+    return LayerParts(layer.input_layernorm, layer.input_layernorm, matrices)

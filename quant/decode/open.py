@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from cuda_ext.step import Place, Step
-from quant.decode import bloom, llama, neox, opt, phi
 from quant.decode.description import Description, Unsupported, norm_of, require_fit
+from quant.decode.families import bloom, llama, neox, opt, phi
 from quant.linear import QuantLinear
 
 FAMILIES = (llama, opt, bloom, neox, phi)

@@ -1,0 +1,1 @@
+"""Decoders that a fused step takes: a family is one module, and describes its models."""

@@ -173,7 +173,9 @@ class Step:
     def set_dense(
         self, layer: int, place: Place, weight: Tensor, bias: Tensor | None = None
     ) -> None:
-        """A matrix [out, in] as it is: float32, or bfloat16 that stands for the same numbers."""
+        """A matrix [out, in] as it is: float32, or bfloat16 or float16 that stand for the same
+        numbers.
+        """
         torch.ops.bitsweep.step_dense(self._number, layer, int(place), weight, bias)
 
     def run(self, tokens: Tensor, position: int, logits: Tensor | None) -> None:

@@ -34,7 +34,7 @@ def open_step(
     most_tokens: int,
 ) -> tuple[Step, int]:
     """A step over the model's own tensors, and the keys and values of every layer; and how many
-    bytes fewer than the model holds it reads a token, because its head is read as bfloat16.
+    bytes fewer than the model holds it reads a token, because its head is read as 16 bits.
 
     embedding [vocabulary, hidden] has the rows of the tokens that are passed; cache holds
     [1, kv_heads, positions, width] of keys and of values, layer by layer.
@@ -75,13 +75,15 @@ def open_step(
 
 
 def halved(weight: Tensor) -> Tensor:
-    """The same numbers as bfloat16 where it holds them all exactly, as it does for a checkpoint
+    """The same numbers in 16 bits where these hold them all exactly, as they do for a checkpoint
     that was stored so; else the weight itself.
     """
-    half = weight.to(torch.bfloat16)
-    parts = zip(half.split(4096), weight.split(4096), strict=True)
-    same = all(torch.equal(rounded.float(), exact) for rounded, exact in parts)
-    return half if same else weight
+    for dtype in (torch.bfloat16, torch.float16):
+        half = weight.to(dtype)
+        parts = zip(half.split(4096), weight.split(4096), strict=True)
+        if all(torch.equal(rounded.float(), exact) for rounded, exact in parts):
+            return half
+    return weight
 
 
 def _set(step: Step, layer: int, place: Place, linear: Any) -> None:

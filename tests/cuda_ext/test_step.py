@@ -154,6 +154,7 @@ def make(
             dense = (draw(outputs, inputs) / math.sqrt(inputs)).to(
                 head_type if place == Place.HEAD else torch.float32
             )
+            dense[::7, ::5] *= 2.0**-12  # subnormal numbers of float16 among them
             step.set_dense(0, place, dense, bias.get(place))
             weight[place] = dense.double()
     return Parts(
@@ -224,7 +225,7 @@ TOKENS = torch.tensor([[3, 40, 0, 7, 7, 12, 9]])
 
 
 @pytest.mark.parametrize("isa", packed.ISAS)
-@pytest.mark.parametrize("head_type", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("head_type", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_layer_against_float64_from_the_packed_bytes(kind, head_type, isa, monkeypatch) -> None:
     monkeypatch.setenv("BITSWEEP_CPU_ISA", isa)

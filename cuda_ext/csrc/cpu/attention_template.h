@@ -12,7 +12,7 @@
 //
 // Wide: F (kWidth floats, with the compiler's operators on vectors), Bits (kWidth of uint32_t),
 // kVectors (vectors of a strip, at most 4), kRows (rows of a product, so that its sums fill the
-// registers), set, fma, transpose (of kWidth vectors).
+// registers), set, fma, transpose (of kWidth vectors), of_halves (kWidth numbers of float16).
 #include <cstring>
 #include <limits>
 #include <type_traits>

@@ -170,6 +170,9 @@ struct Wide {
   static F set(float a) { return _mm256_set1_ps(a); }
   static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   static D fma(D a, D b, D c) { return _mm256_fmadd_pd(a, b, c); }
+  static F of_halves(const uint16_t* at) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+  }
   static void transpose(F (&row)[8]) {
     constexpr int low = 0x44, high = 0xee;  // pairs of two vectors' halves
     for (int i = 0; i < 8; i += 4) {

@@ -141,6 +141,9 @@ struct Wide {
   static F set(float a) { return _mm512_set1_ps(a); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static D fma(D a, D b, D c) { return _mm512_fmadd_pd(a, b, c); }
+  static F of_halves(const uint16_t* at) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+  }
   static F low(F a, F b) {
     return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
   }

@@ -111,6 +111,9 @@ struct Wide {
   static F set(float a) { return F{a, a, a, a}; }
   static F fma(F a, F b, F c) { return a * b + c; }
   static D fma(D a, D b, D c) { return a * b + c; }
+  static F of_halves(const uint16_t* at) {
+    return F{half_to_float(at[0]), half_to_float(at[1]), half_to_float(at[2]), half_to_float(at[3])};
+  }
   static void transpose(F (&row)[4]) {
     for (int i = 1; i < 4; i++) {
       for (int j = 0; j < i; j++) {

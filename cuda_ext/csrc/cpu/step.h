@@ -3,12 +3,14 @@
 
 #include <cstdint>
 
+#include "../shared/dequantize.h"
+
 namespace bitsweep {
 
 // y [batch, outputs] = x [batch, inputs] times rows that are stored as they are, plus bias.
 struct DenseProduct {
-  const void* weight;  // [outputs, inputs]: float32, or bfloat16 that stands for the same numbers
-  bool bfloat16;
+  const void* weight;  // [outputs, inputs]: float32, or halves that stand for the same numbers
+  Storage storage;
   const float* bias;  // null: none
   const float* x;
   float* y;

@@ -3,12 +3,20 @@
 // which is included before). Sums have a fixed order, whatever the number of threads or tokens.
 #include <cmath>
 
+#include "../shared/dequantize.h"
 #include "../shared/layout.h"
 #include "step.h"
 
 namespace bitsweep {
 namespace {
 
+// Words of 16 bits by what they stand for.
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
 using Halves = uint16_t __attribute__((vector_size(2 * Wide::kWidth)));
 
 inline float sum_of(F a) {
@@ -20,13 +28,15 @@ inline float sum_of(F a) {
 }
 
 inline F load_weights(const float* at) { return load(at); }
-inline F load_weights(const uint16_t* at) {
+inline F load_weights(const BFloat16* at) {
   Halves halves;
   std::memcpy(&halves, at, sizeof(Halves));
   return reinterpret_cast<F>(__builtin_convertvector(halves, Wide::Bits) << 16);
 }
+inline F load_weights(const Float16* at) { return Wide::of_halves(&at->bits); }
 inline float load_weight(float value) { return value; }
-inline float load_weight(uint16_t bits) { return bfloat16_to_float(bits); }
+inline float load_weight(BFloat16 value) { return bfloat16_to_float(value.bits); }
+inline float load_weight(Float16 value) { return half_to_float(value.bits); }
 
 // R rows times one row of x: two sums a row, which take turns.
 template <int R, class T>
@@ -73,10 +83,14 @@ void dense_of(const DenseProduct& product, const T* weight, int64_t first, int64
 }
 
 void dense(const DenseProduct& product, int64_t first, int64_t end) {
-  if (product.bfloat16)
-    dense_of(product, static_cast<const uint16_t*>(product.weight), first, end);
-  else
-    dense_of(product, static_cast<const float*>(product.weight), first, end);
+  switch (product.storage) {
+    case Storage::kFloat32:
+      return dense_of(product, static_cast<const float*>(product.weight), first, end);
+    case Storage::kFloat16:
+      return dense_of(product, static_cast<const Float16*>(product.weight), first, end);
+    case Storage::kBFloat16:
+      return dense_of(product, static_cast<const BFloat16*>(product.weight), first, end);
+  }
 }
 
 // Scores of one query, then their weights; returns the sum of these.

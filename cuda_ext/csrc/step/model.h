@@ -20,7 +20,7 @@ struct Matrix {
   bool packed = false;
   Weight weight{};
   const void* dense = nullptr;
-  bool bfloat16 = false;
+  Storage storage = Storage::kFloat32;  // of dense
   const void* bias = nullptr;  // dense: float32
   Storage bias_storage = Storage::kFloat32;
   int64_t inputs = 0, outputs = 0;
@@ -65,7 +65,7 @@ struct Model {
   Activation activation;
   bool parallel;
   const void* embedding;  // [vocabulary, hidden]
-  bool bfloat16;
+  Storage embedding_storage;
   Norm embedding_norm;    // no weight: none
   Norm norm;              // [hidden], before the head
   // One of three ways to know positions, the others null: rotations [positions, turned] of the first

@@ -35,13 +35,15 @@ const float* floats(
   return static_cast<const float*>(tensor.data_ptr());
 }
 
-// A table of float32 or bfloat16 rows.
+// A table of rows of any storage.
 const void* table(
     const char* op, const char* name, const Tensor& tensor, const std::vector<int64_t>& shape,
-    bool& bfloat16, Model& model) {
-  bfloat16 = tensor.scalar_type() == ScalarType::BFloat16;
-  const ScalarType type = bfloat16 ? ScalarType::BFloat16 : ScalarType::Float;
-  check(op, name, tensor, type, shape, on_cpu);
+    Storage& storage, Model& model) {
+  const ScalarType type = tensor.scalar_type();
+  storage = type == ScalarType::BFloat16 ? Storage::kBFloat16
+      : type == ScalarType::Half         ? Storage::kFloat16
+                                         : Storage::kFloat32;
+  check(op, name, tensor, storage == Storage::kFloat32 ? ScalarType::Float : type, shape, on_cpu);
   model.held.push_back(tensor);
   return tensor.data_ptr();
 }
@@ -86,7 +88,8 @@ int64_t step_open(
   model->parallel = parallel;
   const Sizes& sizes = model->sizes;
   model->embedding = table(
-      op, "embedding", embedding, {sizes.vocabulary, sizes.hidden}, model->bfloat16, *model);
+      op, "embedding", embedding, {sizes.vocabulary, sizes.hidden}, model->embedding_storage,
+      *model);
   model->norm = norm_of(op, "norm", norm, bias, sizes.hidden, *model);
   model->epsilon = static_cast<float>(epsilon);
   model->scale = static_cast<float>(scale);
@@ -223,7 +226,7 @@ void step_dense(
   Matrix found{};
   found.inputs = weight.size(1);
   found.outputs = weight.size(0);
-  found.dense = table(op, "weight", weight, sizes_of(weight), found.bfloat16, *model);
+  found.dense = table(op, "weight", weight, sizes_of(weight), found.storage, *model);
   if (bias) found.bias = floats(op, "bias", *bias, {found.outputs}, *model);
   matrix = found;
 }

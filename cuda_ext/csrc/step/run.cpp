@@ -91,9 +91,8 @@ class Run {
     for (int64_t m = 0; m < count_; m++) {
       float* out = buffers_.hidden.data() + m * hidden;
       const int64_t at = tokens[m] * hidden;
-      const Storage storage = model_.bfloat16 ? Storage::kBFloat16 : Storage::kFloat32;
       for (int64_t i = 0; i < hidden; i++)
-        out[i] = load_as_float(model_.embedding, storage, at + i);
+        out[i] = load_as_float(model_.embedding, model_.embedding_storage, at + i);
       if (model_.learned != nullptr)
         kernels_.step.add(out, model_.learned + (position_ + m) * hidden, hidden);
       if (model_.embedding_norm.weight != nullptr) norm_row(model_.embedding_norm, out, out);
@@ -167,7 +166,7 @@ class Run {
     }
     DenseProduct product{};
     product.weight = matrix.dense;
-    product.bfloat16 = matrix.bfloat16;
+    product.storage = matrix.storage;
     product.bias = static_cast<const float*>(matrix.bias);
     product.x = rows.plain + token * matrix.inputs;
     product.y = y;

@@ -226,13 +226,15 @@ def test_other_types_kernels_and_operators_are_named(tmp_path) -> None:
         FusedDecoder(model, 32)
 
 
-def test_a_head_that_was_stored_as_bfloat16_is_read_as_such() -> None:
-    model, prompt = llama(), prompt_of()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_a_head_that_was_stored_in_16_bits_is_read_as_such(family, dtype) -> None:
+    model, prompt = wide(family), prompt_of()
     assert FusedDecoder(model, 32).spared_bytes() == 0
     head = model.lm_head.weight
     with torch.no_grad():
-        head.copy_(head.bfloat16().float())
-    assert halved(head).dtype == torch.bfloat16
+        head.copy_(head.to(dtype).float())
+    assert halved(head).dtype == dtype
     decoder = FusedDecoder(model, 32)
     assert decoder.spared_bytes() == head.nbytes // 2
     torch.testing.assert_close(

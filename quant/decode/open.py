@@ -79,10 +79,8 @@ def halved(weight: Tensor) -> Tensor:
     that was stored so; else the weight itself.
     """
     for dtype in (torch.bfloat16, torch.float16):
-        half = weight.to(dtype)
-        parts = zip(half.split(4096), weight.split(4096), strict=True)
-        if all(torch.equal(rounded.float(), exact) for rounded, exact in parts):
-            return half
+        if all(torch.equal(part.to(dtype).float(), part) for part in weight.split(4096)):
+            return weight.to(dtype)
     return weight
 
 

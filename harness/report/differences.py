@@ -25,11 +25,13 @@ SMALLEST_P = 1e-4  # printed below it as "<0.0001"
 class Differences:
     """Comparisons with full precision by (index of the row, figure), adjusted over all of them.
 
-    elsewhere  figures on other windows or documents than those of full precision.
-    untested   number of figures that could be compared but for the values of single units.
+    references  the index of the row in full precision, of each.
+    elsewhere   figures on other windows or documents than those of full precision.
+    untested    number of figures that could be compared but for the values of single units.
     """
 
     found: Mapping[tuple[int, FigureKey], Comparison] = field(default_factory=dict)
+    references: Mapping[tuple[int, FigureKey], int] = field(default_factory=dict)
     elsewhere: frozenset[tuple[int, FigureKey]] = frozenset()
     untested: int = 0
 
@@ -74,6 +76,7 @@ def find_differences(rows: Sequence[Row], keys: Sequence[FigureKey]) -> Differen
     """Compare every quantized row with full precision in every figure of `keys`."""
     full = [index for index, row in enumerate(rows) if row.full_precision]
     found: dict[tuple[int, FigureKey], Comparison] = {}
+    references: dict[tuple[int, FigureKey], int] = {}
     elsewhere: set[tuple[int, FigureKey]] = set()
     untested = 0
     for key in dict.fromkeys(keys):
@@ -93,8 +96,9 @@ def find_differences(rows: Sequence[Row], keys: Sequence[FigureKey]) -> Differen
             others = [rows[index].figures[key].items for index in indices]
             made = compare(rows[reference].figures[key].items, others)
             found |= {(index, key): each for index, each in zip(indices, made, strict=True)}
+            references |= {(index, key): reference for index in indices}
     corrected = dict(zip(found, adjusted(list(found.values())), strict=True))
-    return Differences(corrected, frozenset(elsewhere), untested)
+    return Differences(corrected, references, frozenset(elsewhere), untested)
 
 
 def reference_of(row: Row, rows: Sequence[Row], full: Sequence[int], key: FigureKey) -> int | None:

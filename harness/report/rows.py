@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -92,12 +92,12 @@ class Row:
         """The scheme; in full precision, the dtype of the weights."""
         return (self.dtype or self.scheme) if self.full_precision else self.scheme
 
-    @property
+    @cached_property  # asked for at every point of every plot
     def label(self) -> str:
         """The method as tables print it, with its options: "ABC act-order"."""
         return f"{self.method_label} {self.variant}".strip()
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The label and what else tells its rows apart where no column has the calibration."""
         return f"{self.label} {self.told_by}".strip()

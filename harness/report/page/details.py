@@ -91,5 +91,5 @@ def _short(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.{DIGITS}g}")
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+# One for all: json.dumps makes another for every value.
+_json = json.JSONEncoder(ensure_ascii=False, sort_keys=True, default=str).encode

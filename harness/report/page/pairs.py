@@ -18,6 +18,8 @@ from harness.report.rows import FigureKey, Row
 MOST = 4000  # comparisons in a page: all pairs of about 50 cells with three figures
 
 Pair = tuple[int, int]
+# Comparisons that tables have made: index of the reference, of the other row, and the figure.
+Known = Mapping[tuple[int, int, FigureKey], Comparison]
 Rule = Callable[[Sequence[Row], Sequence[int]], Iterator[Pair]]
 
 
@@ -53,11 +55,14 @@ RULES: tuple[tuple[str, Rule], ...] = (
 )
 
 
-def compared_pairs(rows: Sequence[Row], columns: Mapping[str, FigureKey]) -> dict[str, Any]:
+def compared_pairs(
+    rows: Sequence[Row], columns: Mapping[str, FigureKey], known: Known
+) -> dict[str, Any]:
     """Which pairs were compared, and the comparisons by "I,J", the indices of two rows.
 
     rows     in the order of make_rows, those of one model one after the other.
     columns  figures that suites declare as comparable, by name of their column.
+    known    is not computed again.
 
     A comparison is [name of the column, difference J - I with its interval, lost/gained, p, p by
     Holm's method over the figures of the pair, is significant].
@@ -65,18 +70,25 @@ def compared_pairs(rows: Sequence[Row], columns: Mapping[str, FigureKey]) -> dic
     said, pairs = _chosen(rows, _by_units(rows, columns))
     found: dict[tuple[int, int], list[tuple[str, Comparison]]] = {}
     for (name, _), chosen in pairs.items():
-        asked = sorted({index for pair in chosen for index in pair})
-        place = {index: at for at, index in enumerate(asked)}
-        if not chosen:
-            continue
-        items = [rows[index].figures[columns[name]].items for index in asked]
-        made = compare_pairs(items, [(place[i], place[j]) for i, j in chosen])
-        for i, j in chosen:
-            found.setdefault((i, j), []).append((name, made[place[i], place[j]]))
+        key = columns[name]
+        made = {pair: known[*pair, key] for pair in chosen if (*pair, key) in known}
+        made |= _compared(rows, key, [pair for pair in chosen if pair not in made])
+        for pair in chosen:
+            found.setdefault(pair, []).append((name, made[pair]))
     return {
         "rule": said,
         "pairs": {f"{i},{j}": _said(each, rows[i], columns) for (i, j), each in found.items()},
     }
+
+
+def _compared(rows: Sequence[Row], key: FigureKey, pairs: Sequence[Pair]) -> dict[Pair, Comparison]:
+    if not pairs:
+        return {}
+    asked = sorted({index for pair in pairs for index in pair})
+    place = {index: at for at, index in enumerate(asked)}
+    items = [rows[index].figures[key].items for index in asked]
+    made = compare_pairs(items, [(place[i], place[j]) for i, j in pairs])
+    return {(i, j): made[place[i], place[j]] for i, j in pairs}
 
 
 def _chosen(

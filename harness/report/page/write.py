@@ -11,11 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
+from harness.paired.comparison import Comparison
 from harness.records.record import Record
 from harness.report.assemble import OfModel
 from harness.report.page.cells import curves, gather
 from harness.report.page.details import details
 from harness.report.page.pairs import compared_pairs
+from harness.report.rows import FigureKey
 from harness.suites.base import Suite
 
 SCRIPTS = ("elements.js", "table.js", "axes.js", "plots.js", "pareto.js", "cell.js", "page.js")
@@ -68,7 +70,7 @@ def content(
     gathered, cells = gather(models)
     names = list(gathered.columns)
     tested = {name: gathered.keys[name] for name in names if gathered.columns[name]["compared"]}
-    compared = compared_pairs(rows, tested)
+    compared = compared_pairs(rows, tested, _known(models))
     numbers = {name: index for index, name in enumerate(names)}
     for pair in compared["pairs"].values():
         for each in pair:
@@ -89,6 +91,17 @@ def content(
         "records": len(records),
     }
     return shown, details(records, [each["key"] for each in cells])
+
+
+def _known(models: Sequence[OfModel]) -> dict[tuple[int, int, FigureKey], Comparison]:
+    """The comparisons of all tables, by indices among the rows of all models."""
+    known, start = {}, 0
+    for model in models:
+        for each in model.joined:
+            for (index, key), made in each.differences.found.items():
+                known[start + each.differences.references[index, key], start + index, key] = made
+        start += len(model.rows)
+    return known
 
 
 def _notes(found: Mapping[str, list[str]], cells: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -33,8 +33,8 @@ def as_sentences(extra: Path | None = None) -> Iterator[None]:
     except OverrideParseException as error:
         raise ConfigError(
             f"{error.override!r} cannot be read ({_first_line(error)}): write KEY=VALUE without "
-            "spaces, and put values with =, commas, brackets or letters outside ASCII in quotes, as "
-            "in 'model.path=\"a=b\"'."
+            "spaces, and put values with =, commas, brackets or letters outside ASCII in quotes, "
+            "as in 'model.path=\"a=b\"'."
         ) from error
     except YAMLError as error:
         said = " ".join(str(error).split())

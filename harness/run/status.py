@@ -111,7 +111,12 @@ def status(results: Path, everything: bool = False) -> None:
     if len(shown) < len(every):
         rest = len(every) - len(shown)
         place = shlex.quote(str(results))
-        screen.print(f"{rest} earlier: `bitsweep status {place} --all`", highlight=False, markup=False, soft_wrap=True)
+        screen.print(
+            f"{rest} earlier: `bitsweep status {place} --all`",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def lines_of(sweep: Sweep, now: float) -> list[str]:

@@ -55,7 +55,7 @@ def test_other_models_are_named_by_where_they_are(made_up: SimpleNamespace) -> N
     "name",
     [
         "a b; touch $HOME/`id`",
-        "it's \"so\"",
+        'it\'s "so"',
         "Größe, 模型|x",
         "C:\\models\\a\\",
         "${seed} \\${seed}",

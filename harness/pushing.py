@@ -130,7 +130,8 @@ def _content(api: HfApi, repository: str) -> tuple[str | None, set[str]]:
         if error.response.status_code in (401, 403):
             raise ConfigError(_refused(repository)) from error
         raise ConfigError(
-            f"{api.endpoint} does not answer ({_reason(error)}); try later."
+            f"{api.endpoint} cannot say what {repository} holds ({_reason(error)}): try later, "
+            "or check HF_ENDPOINT."
         ) from error
     except Exception as error:  # of the network: which classes there are depends on the client
         raise ConfigError(

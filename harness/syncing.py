@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def sync(request: Request) -> int:
     runs = f"{logged} run{'s' * (logged != 1)} logged, {held} held already"
     print(f"{runs}, in {place}")
     if not request.online and logged + held:
-        print(f"send them with: wandb sync {place}/offline-run-*")
+        print(f"send them with: wandb sync {shlex.quote(str(place))}/offline-run-*")
     return FAILED if trouble else OK
 
 

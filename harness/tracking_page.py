@@ -7,6 +7,7 @@ same records give the same JSON.
 from __future__ import annotations
 
 import json
+import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -116,7 +117,7 @@ def save_page(
     except Exception as error:  # tracking must not cost results
         warnings.warn(
             f"wandb has no page of {group} ({reason_of(error)}); its runs and records are kept. "
-            f"`bitsweep sync {directory}` tries again.",
+            f"`bitsweep sync {shlex.quote(str(directory))}` tries again.",
             TrackingWarning,
             stacklevel=2,
         )

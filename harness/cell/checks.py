@@ -255,7 +255,13 @@ def calibration(
             "or null for the model's context."
         )
     try:
-        protocols.check(calib.protocol, protocols.CALIBRATION, path=calib.path, data_dir=data)
+        protocols.check(
+            calib.protocol,
+            protocols.CALIBRATION,
+            path=calib.path,
+            data_dir=data,
+            documents=calib.documents,
+        )
         if calib.chat_template:
             protocol = protocols.find(calib.protocol, protocols.CALIBRATION)
             chat.require_documents(protocol.id, protocol.of_documents)

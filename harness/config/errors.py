@@ -33,8 +33,8 @@ def as_sentences(extra: Path | None = None) -> Iterator[None]:
     except OverrideParseException as error:
         raise ConfigError(
             f"{error.override!r} cannot be read ({_first_line(error)}): write KEY=VALUE without "
-            "spaces, and put values with =, commas or brackets in quotes, as in "
-            "'model.path=\"a=b\"'."
+            "spaces, and put values with =, commas, brackets or letters outside ASCII in quotes, "
+            "as in 'model.path=\"a=b\"'."
         ) from error
     except YAMLError as error:
         said = " ".join(str(error).split())
@@ -82,7 +82,7 @@ def _sentence(error: Exception) -> str:
         return f"{key} has no value: choose an option that sets it, or add {key}=VALUE."
     unknown = re.search(r"Key '([^']+)' not in '(\w+)'", text)
     if unknown:
-        return _unknown_key(str(key or unknown.group(1)))
+        return _unknown_key(_whole_key(str(key or unknown.group(1)), unknown.group(2)))
     if "Config group override must be a string" in text:
         return (
             "a group takes the name of one of its options, and a number was given: write, for "
@@ -97,6 +97,12 @@ def _sentence(error: Exception) -> str:
     if "Could not override" in str(error):
         return _unknown_key(str(key))
     return f"{_first_line(error)} ({HELP})."
+
+
+def _whole_key(key: str, kind: str) -> str:
+    """A key with the part that has it: what a file sets is named from the part of that type on."""
+    places = {getattr(_node(name), "__name__", ""): name for name in _keys("")}
+    return f"{places[kind]}.{key}" if "." not in key and kind in places else key
 
 
 def _unknown_key(key: str) -> str:

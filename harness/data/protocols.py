@@ -189,13 +189,15 @@ def check(
     path: str | None = None,
     data_dir: str | Path | None = None,
     option: str | None = None,
+    documents: DocumentsConfig | None = None,
 ) -> None:
     """Raise ProtocolError or TextError if protocol `name` cannot be run. Loads nothing.
 
-    option  the setting that gives a local file for it, for messages.
+    option     the setting that gives a local file for it, for messages.
+    documents  range of documents in that file.
     """
     protocol = find(name, use)
-    protocol.source.check(_wanted(protocol, path, data_dir, option))
+    protocol.source.check(_wanted(protocol, path, data_dir, option, documents))
 
 
 def content(protocol: Protocol, path: str | None, data_dir: str | Path | None) -> str:

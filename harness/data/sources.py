@@ -169,6 +169,18 @@ def _file(wanted: Wanted) -> Path:
     return place
 
 
+def _check_documents(wanted: Wanted) -> None:
+    """Refuse a range that no file has. Whether this file has it is known once it has been read."""
+    file, chosen = _file(wanted), wanted.documents
+    if chosen.start < 0:
+        raise ProtocolError(f"documents.start={chosen.start} is too small; use 0 or more")
+    if chosen.count is not None and chosen.count < 1:
+        raise ProtocolError(
+            f"documents.count={chosen.count} is too small; use 1 or more, or null for all"
+        )
+    texts.require_separator(file, chosen.separator)
+
+
 def _file_content(wanted: Wanted) -> str:
     return file_sha256(_file(wanted))
 
@@ -210,7 +222,7 @@ SHUFFLED = Source(_reads_no_file, _stories_content, _shuffled_stories)
 PROMPTS = Source(_check_prompts, _prompts_content, _prompts)
 NO_TEXT = Source(_reads_no_file, lambda _wanted: "", _nothing)
 FILE = Source(_file, _file_content, _file_rows)
-DOCUMENTS = Source(_file, _file_content, _file_documents)
+DOCUMENTS = Source(_check_documents, _file_content, _file_documents)
 
 
 def hub(name: str) -> Source:

@@ -271,17 +271,26 @@ def _parquet_rows(file: Path, field: str) -> Iterator[str]:
         yield from batch.column(0).to_pylist()
 
 
+def require_separator(file: Path, separator: str) -> None:
+    """Raise TextError if the documents of a file cannot be told apart. Reads nothing."""
+    if not separator and not _has_rows(file):
+        raise TextError(
+            "the separator of documents is empty; set it to the text between two documents"
+        )
+
+
+def _has_rows(file: Path) -> bool:
+    return file.name.removesuffix(".gz").endswith((".json", ".jsonl", ".parquet"))
+
+
 def read_documents(file: Path, separator: str = STORY_SEPARATOR, field: str = "text") -> list[str]:
     """Return the documents of a file, including empty ones, without surrounding white space.
 
     Text files are split at `separator`; each row of a JSON-lines or parquet file is a document.
     """
-    if file.name.removesuffix(".gz").endswith((".json", ".jsonl", ".parquet")):
+    require_separator(file, separator)
+    if _has_rows(file):
         return [row.strip() for row in read_rows(file, field)]
-    if not separator:
-        raise TextError(
-            "the separator of documents is empty; set it to the text between two documents"
-        )
     return [part.strip() for part in "".join(read_rows(file)).split(separator)]
 
 

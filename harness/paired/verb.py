@@ -203,8 +203,12 @@ def _notes(lines: Sequence[Line]) -> list[Note]:
             "the interval of the paired bootstrap. Lost: right in A and wrong in B; gained: the "
             "other way."
         ),
-        Note(f"p: {' or '.join(tests)}; Holm: corrected over {_tested(lines)} comparisons."),
+        Note(f"p: {' or '.join(tests)}; Holm: corrected over {_comparisons(_tested(lines))}."),
     ]
+
+
+def _comparisons(count: int) -> str:
+    return f"{count} comparison{'s' * (count != 1)}"
 
 
 def _tested(lines: Sequence[Line]) -> int:

@@ -230,7 +230,7 @@ class Answer:
                 f"{text}: the smallest, {name}, takes {bytes_text(least)} at {self.context} "
                 f"tokens. Raise --max-gb to {raised}, shorten --context, or run fewer bits."
             )
-        return f"{text}: raise one of them, or run other methods and schemes."
+        return f"{text}: loosen one of them, or run other methods and schemes."
 
     def entries(self) -> dict[str, Any]:
         """Everything for programs."""

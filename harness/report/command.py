@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
@@ -16,6 +17,11 @@ from quant.scheme import OUTSIDE
 
 # What records say of a part besides its options.
 _NO_OPTIONS = ("name", "version", "code")
+
+# Words that no shell changes: brackets are patterns of files, but match none that has a = in it.
+_PLAIN = re.compile(r"[\w./=,:@+\[\]-]+", re.ASCII)
+
+_CONSTANTS = ("null", "true", "false", "nan", "inf")  # of Hydra, if not in quotes
 
 
 def command(records: Sequence[Record], suites: Mapping[str, Record | None] | None = None) -> str:
@@ -49,7 +55,16 @@ def command(records: Sequence[Record], suites: Mapping[str, Record | None] | Non
     words += settings("runtime", {key: value for key, value in runtime.items() if value})
     if any(each.config.get("code") or "code" in each.inputs for each in records):
         words += ["--config-dir", "FOLDER"]
-    return " ".join(words)
+    return in_shell(words)
+
+
+def in_shell(words: Iterable[str]) -> str:
+    """One line that a shell reads as these words.
+
+    What names no variable, pattern of files or second command stands without quotes: names in
+    records come from other people, and their lines are pasted.
+    """
+    return " ".join(each if _PLAIN.fullmatch(each) else shlex.quote(each) for each in words)
 
 
 def settings(key: str, values: Mapping[str, Any]) -> list[str]:
@@ -68,7 +83,7 @@ def of_scheme(name: str, scheme: Mapping[str, Any]) -> list[str]:
     layers = scheme.get("layers") or {}
     if layers:
         said = ", ".join(f"{pattern}: {each}" for pattern, each in layers.items())
-        return [f"scheme={first.partition('+')[0]}{outside}", f"'scheme.layers={{{said}}}'"]
+        return [f"scheme={first.partition('+')[0]}{outside}", f"scheme.layers={{{said}}}"]
     if "auto" not in scheme:
         return [f"scheme={name}"]
     auto = {key: each for key, each in scheme["auto"].items() if key not in _NO_OPTIONS}
@@ -89,7 +104,7 @@ def _model(model: Mapping[str, Any], name: str) -> list[str]:
     if option is not None:
         words = [f"model={option}"]
     elif model.get("id"):
-        words = ["model=hub", f"model.id={model['id']}", f"model.name={_text(name)}"]
+        words = ["model=hub", f"model.id={_text(model['id'])}", f"model.name={_text(name)}"]
     else:
         words = ["model=local", "model.path=FOLDER", f"model.name={_text(name)}"]
     for key in ("revision", "dtype", "context", "attention"):
@@ -115,7 +130,28 @@ def _calibration(calib: Mapping[str, Any] | None) -> list[str]:
     if not calib:
         return []
     given = {key: value for key, value in calib.items() if key not in ("name", "protocol")}
-    return [f"calib={calib['name']}", *settings("calib", _given(given))]
+    chosen = of_calibration(calib["name"], calib.get("protocol"))
+    return [*chosen, *settings("calib", _given(given))]
+
+
+def of_calibration(name: str, protocol: str | None) -> list[str]:
+    """Overrides that choose a calibration: its own file of conf/calib, or that of its protocol."""
+    options = _calibration_options()
+    if protocol not in options.values() or options.get(name) == protocol:
+        return [f"calib={name}"]
+    option = next(option for option, each in options.items() if each == protocol)
+    return [f"calib={option}", f"calib.name={_text(name)}"]
+
+
+@lru_cache(maxsize=1)
+def _calibration_options() -> dict[str, str]:
+    """The protocol of every option of conf/calib; no two share one."""
+    found = {}
+    for file in sorted((conf_dir() / "calib").glob("*.yaml")):
+        said = re.search(r"^protocol: *(\S+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+        if said:
+            found[file.stem] = said.group(1)
+    return found
 
 
 def _suites(chosen: Mapping[str, Record | None]) -> list[str]:
@@ -143,9 +179,21 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
 
 
 def _text(value: Any) -> str:
-    """A value as Hydra and a shell read it: quoted twice where it is not a plain word."""
+    """A value as Hydra reads it: quoted where it is not a plain word."""
     if isinstance(value, list):
         return f"[{','.join(map(_text, value))}]"
     if isinstance(value, str):
-        return value if re.fullmatch(r"[\w./-]+", value) else json.dumps(json.dumps(value))
+        return value if _is_word(value) else _quoted(value)
     return json.dumps(value, separators=(",", ":"))
+
+
+def _is_word(value: str) -> bool:
+    return bool(re.fullmatch(r"[\w./-]+", value, re.ASCII)) and value.lower() not in _CONSTANTS
+
+
+def _quoted(value: str) -> str:
+    """Hydra's quotes. It doubles backslashes before a quote alone, and resolves what is in ${}."""
+    value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    value = re.sub(r'(\\*)"', r'\1\1\\"', value)
+    value = re.sub(r"(\\+)$", r"\1\1", value)
+    return f'"{value}"'

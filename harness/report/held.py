@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shlex
 from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
@@ -59,7 +60,7 @@ def of_earlier(
     if held is None:
         return [], [
             f"{folder / 'metrics.csv'} cannot be read, so rows of earlier runs of this name are "
-            f"not in the report; `bitsweep report {results}` shows all records."
+            f"not in the report; `bitsweep report {shlex.quote(str(results))}` shows all records."
         ]
     wanted = {row.key for row in held if row.key} - coming
     ends = {row.cell_key[:KEY_DIGITS] for row in held if row.key in wanted}

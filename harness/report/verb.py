@@ -11,7 +11,7 @@ from pathlib import Path
 from harness.cell.parts import suites_in
 from harness.errors import ConfigError
 from harness.records.absent import absent_beside
-from harness.records.asked import say
+from harness.records.asked import require_folder, say
 from harness.records.record import Record
 from harness.records.store import (
     KEY_DIGITS,
@@ -92,6 +92,7 @@ def _joined(folders: Sequence[Path]) -> list[Record]:
         records, notes = scan_records(folder)
         absent = absent_beside(folder, records)
         if not records and not absent:
+            require_folder(folder)
             say(notes)
             raise ConfigError(
                 f"{folder} holds no records: make some with `bitsweep run`, or name the "

@@ -13,7 +13,7 @@ from harness.data.config import CalibConfig, DocumentsConfig
 from harness.models.model import StoredModel
 from harness.records.record import Metric
 from harness.report.columns import ACCURACY
-from harness.report.command import of_scheme, settings
+from harness.report.command import in_shell, of_calibration, of_scheme, settings
 from harness.report.table import measured
 from quant.checkpoint.card import Origin, add_figures, origin_of
 
@@ -55,7 +55,7 @@ def command(cell: ResolvedCell) -> str:
         key = f"transform.{each.transform.name}"
         words += settings(key, dataclasses.asdict(each.options))
     words += _calibration(choices.calibration)
-    return " ".join(["bitsweep run", *words, f"seed={choices.seed}"])
+    return in_shell(["bitsweep", "run", *words, f"seed={choices.seed}"])
 
 
 def write_figures(cell: ResolvedCell) -> None:
@@ -100,7 +100,7 @@ def _model(model: ModelConfig) -> list[str]:
         words = ["model=hub", f"model.id={model.id}"]
         words += [] if model.revision is None else [f"model.revision={model.revision}"]
     elif file is not None:
-        words = ["model=local", f"model.path={Path(file).name}"]
+        words = ["model=local", *settings("model", {"path": Path(file).name})]
     else:
         words = [f"model={model.source}"]
     words.append(f"model.dtype={model.dtype}")
@@ -125,7 +125,7 @@ def _calibration(calib: CalibConfig | None) -> list[str]:
     documents = dataclasses.asdict(calib.documents)
     changed = {key: value for key, value in documents.items() if value != standard[key]}
     return [
-        f"calib={calib.name}",
+        *of_calibration(calib.name, calib.protocol),
         *settings("calib", given),
         *settings("calib.documents", changed),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,11 +15,18 @@ from harness.cell.plan import CellPlan
 from harness.cell.resolve import Known, resolve
 from harness.config.schema import Cell, as_yaml
 from harness.data import hub
-from harness.errors import BitsweepError, Unavailable
+from harness.errors import BitsweepError, StoreError, Unavailable
 from harness.launchers.choosing import Chosen, chosen, is_chosen, runs_elsewhere
 from harness.records.absent import keep_absent
 from harness.records.record import NOT_AVAILABLE, Record
-from harness.records.store import as_named, file_name, read_record, unique_name, write_atomically
+from harness.records.store import (
+    as_named,
+    file_name,
+    read_record,
+    require_place,
+    unique_name,
+    write_atomically,
+)
 from harness.records.temporary import remove_abandoned
 from harness.report.held import of_earlier, remove_others, said_of_replaced
 from harness.report.latex import LATEX, Latex
@@ -150,6 +158,7 @@ def run_cells(cells: Sequence[Cell], config_dir: Path | None = None, quiet: bool
         records = [record for each in found for record in each] + absent
         if absent or any(record.metrics or record.status == "ok" for record in records):
             folder = results / "reports" / unique_name(name)
+            _require_place(folder, results)
             whole = not (outcome.interrupted or outcome.stopped)
             suites = suites_of(plans)
             console = open_console(quiet=quiet)
@@ -166,6 +175,17 @@ def run_cells(cells: Sequence[Cell], config_dir: Path | None = None, quiet: bool
         lacked = sum(len(cell.absent) for cell in lacking)
         _summary(outcome, lacked, diary.folder, screen, trouble)
     return Ran(status, records, outcome, trouble)
+
+
+def _require_place(folder: Path, results: Path) -> None:
+    """Raise StoreError if the report cannot be written; the run's own step would repeat all."""
+    try:
+        require_place(folder)
+    except OSError as error:
+        raise StoreError(
+            f"{folder} cannot be written: `bitsweep report {shlex.quote(str(results))} --out "
+            "FOLDER` writes one elsewhere."
+        ) from error
 
 
 def suites_of(plans: Sequence[CellPlan]) -> dict[str, Suite]:

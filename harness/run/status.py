@@ -5,6 +5,7 @@ Only read, from their diaries (harness.run.diary); nothing is asked of the proce
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -109,7 +110,13 @@ def status(results: Path, everything: bool = False) -> None:
             screen.print(line, highlight=False, markup=False, soft_wrap=True)
     if len(shown) < len(every):
         rest = len(every) - len(shown)
-        screen.print(f"{rest} earlier: `bitsweep status {results} --all`", highlight=False)
+        place = shlex.quote(str(results))
+        screen.print(
+            f"{rest} earlier: `bitsweep status {place} --all`",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def lines_of(sweep: Sweep, now: float) -> list[str]:
@@ -120,7 +127,7 @@ def lines_of(sweep: Sweep, now: float) -> list[str]:
     to_run = [job for job in sweep.jobs if job.todo]
     done = len(sweep.jobs) - len(to_run) + len(sweep.settled)
     failed = sum(bool(each.failures) for each in sweep.settled.values())
-    parts = [f"{done} of {len(sweep.jobs)} cells done", f"{failed} failed" * bool(failed)]
+    parts = [f"{done} of {len(sweep.jobs)} cells done", f"{failed} of them failed" * bool(failed)]
     if sweep.running:
         parts.append(f"{len(sweep.running)} running")
     left = sweep.seconds_left()

@@ -80,6 +80,7 @@ def check(config: Config, facts: Facts) -> None:
             path=calib.path,
             data_dir=facts.data_dir,
             option="calib.path",
+            documents=calib.documents,
         )
     except (texts.ProtocolError, texts.TextError) as error:
         raise ConfigError(f"{facts.key}: {error}.") from error

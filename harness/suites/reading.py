@@ -56,6 +56,7 @@ def lacking(config: Texts, key: str, data_dir: str | None = None) -> dict[str, s
                 path=config.paths.get(name),
                 data_dir=data_dir,
                 option=f"{key}.paths.{name}",
+                documents=config.documents,
             )
         except texts.AbsentText as error:
             found[name] = f"{key}.protocols={name}: {error}."

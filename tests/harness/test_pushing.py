@@ -169,6 +169,7 @@ def test_a_damaged_artifact_is_not_sent(artifact, hub, capsys) -> None:
         ("no owner", "tiny names no owner: give OWNER/NAME"),
         ("bad name", "me/a b is no name of a repository"),
         ("no network", "cannot be reached ("),
+        ("an error of the hub", f"cannot say what {NAME} holds ("),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_sent(
@@ -189,6 +190,8 @@ def test_what_cannot_be_is_refused_before_anything_is_sent(
         name = "tiny"
     elif change == "bad name":
         name = "me/a b"
+    elif change == "an error of the hub":
+        monkeypatch.setattr(PushHub, "get", lambda *_: (503, "Broken"))
     else:
         be_hub(monkeypatch, "http://127.0.0.1:9")
     assert cli.main(["push", str(artifact), name]) == cli.IMPOSSIBLE

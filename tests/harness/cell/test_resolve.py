@@ -127,6 +127,20 @@ REFUSED = [
     ("model=hub", "needs a repository", "model.id="),
     ("calib=documents", "reads a local file", "calib.path=<file>"),
     ("calib=text calib.path=/nowhere.txt", "no file or folder /nowhere.txt", "correct the path"),
+    ("calib=documents calib.path=@ calib.documents.count=0", "count=0 is too small", "use 1 or"),
+    ("calib=documents calib.path=@ calib.documents.start=-1", "start=-1 is too small", "use 0 or"),
+    (
+        "suite.perplexity.protocols=[documents] suite.perplexity.paths.documents=@ "
+        "suite.perplexity.documents.count=-3",
+        "count=-3 is too small",
+        "use 1 or more, or null for all",
+    ),
+    (
+        "suite.perplexity.protocols=[documents] suite.perplexity.paths.documents=@ "
+        "suite.perplexity.documents.separator=''",
+        "separator of documents is empty",
+        "the text between two documents",
+    ),
     ("suite.perplexity.protocols=[wikitex2]", "wikitex2", "did you mean wikitext2"),
     ("suite.perplexity.protocols=[wikitext2]", "could not be downloaded", "wikitext2=<file"),
     ("suite.perplexity.paths.c4=/x", "not measured", "suite.perplexity.protocols"),
@@ -139,7 +153,7 @@ def test_what_is_impossible_is_said_with_the_next_step(
     given: str, what: str, next_step: str
 ) -> None:
     def attempt() -> None:
-        for cell in compose_cells(given.split(" ")):
+        for cell in compose_cells(given.replace("@", __file__).split(" ")):
             resolve(cell.config)
 
     with pytest.raises(BitsweepError) as caught:

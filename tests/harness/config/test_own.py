@@ -66,3 +66,18 @@ def test_files_that_are_in_no_group_may_be_anything_that_is_read_at_once(tmp_pat
     (tmp_path / "notes" / "bomb.yaml").write_text(BOMB)
     with pytest.raises(ConfigError, match=r"bomb\.yaml cannot be read: with its aliases"):
         compose_cells([], extra=tmp_path)
+
+
+def test_a_key_of_a_part_is_named_with_its_part(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\nmodel: {dtyp: float32}\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    sentence = r"^model\.dtyp is not a key \(did you mean dtype\?\): model has name, "
+    with pytest.raises(ConfigError, match=sentence):
+        compose_cells(["experiment=mine"], multirun=False, extra=tmp_path)
+
+
+def test_letters_that_hydra_wants_in_quotes_are_told() -> None:
+    with pytest.raises(ConfigError, match="letters outside ASCII in quotes"):
+        compose_cells(["paths.results=Größe"], multirun=False)
+    compose_cells(["paths.results='Größe'"], multirun=False)

@@ -64,6 +64,8 @@ def test_json_and_csv_have_the_same_numbers(
     assert (entries[1]["lost"], entries[1]["gained"]) == (1.0, 0.0)
     assert entries[1]["p"] == 1.0
     assert entries[1]["significant"] is False
+    _, out, _ = run(capsys, *words)
+    assert "corrected over 2 comparisons." in " ".join(out.split())
     _, out, _ = run(capsys, *words, "--csv")
     rows = list(csv.DictReader(io.StringIO(out)))
     for row, entry in zip(rows, entries, strict=True):
@@ -84,6 +86,14 @@ def test_two_folders_row_by_row(
         *["m/RTN/w3"] * 2,
     ]
     assert "over 4 comparisons" in out
+
+
+def test_one_comparison_is_no_comparisons(
+    keep: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = keep([both("none", "w16", 0.0, ())[0], both("rtn", "w4", 0.1, ())[0]])
+    _, out, _ = run(capsys, "none", "rtn/w4", "--results", str(results))
+    assert "corrected over 1 comparison." in " ".join(out.split())
 
 
 def test_other_documents_are_refused_by_name_and_the_rest_is_compared(

@@ -74,7 +74,7 @@ def test_where_nothing_fits_it_says_what_would(keep: Keep, capsys: Said) -> None
     assert "the smallest, GPTQ w3, takes 13.5 MB at 1000 tokens. Raise --max-gb to 0.0136" in err
     status, _, err = run(capsys, results, "--max-gb", "1", "--min-accuracy", "0.99")
     assert status == cli.FAILED
-    assert "raise one of them, or run other methods and schemes" in err
+    assert "loosen one of them, or run other methods and schemes" in err
 
 
 def test_a_suite_that_was_run_nowhere_is_named_with_its_command(keep: Keep, capsys: Said) -> None:

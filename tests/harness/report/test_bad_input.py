@@ -57,7 +57,7 @@ def test_folders_are_joined_in_any_order_to_the_same_bytes(results, tmp_path, ma
 
 def test_one_folder_of_several_without_records_is_named(results, tmp_path, capsys) -> None:
     assert report(results, tmp_path / "nowhere") == cli.IMPOSSIBLE
-    assert f"{tmp_path / 'nowhere'} holds no records" in capsys.readouterr().err
+    assert f"there is no folder {tmp_path / 'nowhere'}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

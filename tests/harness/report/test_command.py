@@ -1,6 +1,7 @@
 """The command of a cell makes the same cell again: composed, it has the keys of the records."""
 
 import shlex
+import subprocess
 from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,10 +51,35 @@ def test_other_models_are_named_by_where_they_are(made_up: SimpleNamespace) -> N
     assert " model=local model.path=FOLDER model.name=own " in local
 
 
-def test_words_of_a_shell_are_quoted(made_up: SimpleNamespace) -> None:
-    hub = {"model.source": "hub", "model.id": "org/own", "model.name": "a b; rm -rf $HOME"}
-    said = command([made_up.record(model="own", config=hub)])
-    assert 'model.name="a b; rm -rf $HOME"' in shlex.split(said)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a b; touch $HOME/`id`",
+        'it\'s "so"',
+        "Größe, 模型|x",
+        "C:\\models\\a\\",
+        "${seed} \\${seed}",
+        "null",
+        "!x #y ~z",
+    ],
+)
+def test_a_name_survives_shell_and_hydra(made_up: SimpleNamespace, name: str) -> None:
+    local = {"model.source": "local", "model.name": name}
+    said = command([made_up.record(model=name, config=local)])
+    words = subprocess.run(  # a real shell, which expands what shlex.split does not
+        ["bash", "-c", f"printf '%s\\0' {said}"], capture_output=True, text=True, check=True
+    ).stdout.split("\0")[2:-1]
+    (cell,) = cells_of([each for each in words if each.startswith("model")], multirun=False)
+    assert cell.config.model.name == name
+
+
+def test_a_calibration_of_another_name_is_chosen_by_its_protocol(made_up: SimpleNamespace) -> None:
+    calib = {"name": "my code", "protocol": "text-calibration", "path": "code.txt"}
+    own = {f"calib.{key}": value for key, value in calib.items()}
+    said = command([made_up.record(method="gptq", config=own)])
+    words = shlex.split(said)
+    (cell,) = cells_of([each for each in words if each.startswith("calib")], multirun=False)
+    assert {key: getattr(cell.config.calib, key) for key in calib} == calib
 
 
 def test_parts_of_the_user_need_their_folder(made_up: SimpleNamespace) -> None:

@@ -124,6 +124,20 @@ def test_the_summary_is_printed_whatever_happens_to_the_report(
     assert ("no report: the disk is full" in said) == isinstance(trouble, StoreError)
 
 
+def test_a_report_that_cannot_be_written_is_made_elsewhere(
+    tiny_cell: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_cell()
+    for suite in ("perplexity", "latency"):
+        write(config, suite)
+    results = Path(config.paths.results)
+    (results / "reports").write_text("in the way")
+    assert launch.run([Cell(config, ())]) == launch.FAILED
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"`bitsweep report {results} --out FOLDER` writes one elsewhere." in said
+    assert "paths.results" not in said  # there everything would be run again
+
+
 def test_reports_of_other_names_have_other_folders_and_one_name_keeps_its_rows(
     tiny_cell: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

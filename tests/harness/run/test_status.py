@@ -79,7 +79,7 @@ def test_a_failure_is_said_with_its_cause_and_an_end_as_one(tmp_path: Path) -> N
     sweep = only(tmp_path)
     assert sweep.state == FINISHED
     first, failed = lines_of(sweep, time.time())
-    assert first.startswith("paper: finished, 4 of 4 cells done, 1 failed (begun ")
+    assert first.startswith("paper: finished, 4 of 4 cells done, 1 of them failed (begun ")
     assert failed == "  cell-3: perplexity failed (OSError): no [text]"
 
 
@@ -147,6 +147,10 @@ def test_the_verb_after_a_sweep_and_for_folders_without_one(
     said = capsys.readouterr().out
     assert "paper: interrupted, 1 of 4 cells done" in said
     assert f"1 earlier: `bitsweep status {results} --all`" in said.replace("\n", " ")
+    spaced = results.rename(tmp_path / "my results")  # a shell takes the line as it stands
+    assert main(["status", str(spaced)]) == 0
+    assert f"`bitsweep status '{spaced}' --all`" in capsys.readouterr().out
+    spaced.rename(results)
     assert main(["status", str(results), "--all"]) == 0
     assert "run: finished" in capsys.readouterr().out
     assert main(["status", str(tmp_path / "none")]) == 2

@@ -186,6 +186,11 @@ class Step:
         """
         torch.ops.bitsweep.step_run(self._number, tokens, position, logits, self._times)
 
+    def workspace_bytes(self, tokens: int) -> int:
+        """Bytes of activations that a run of so many tokens takes and gives back."""
+        taken: int = torch.ops.bitsweep.step_workspace(self._number, tokens)
+        return taken
+
     @property
     def times(self) -> Times:
         """What the last `run` took."""

@@ -177,7 +177,7 @@ def _workspace(decoder: Decoder, prompt: Tensor, device: str, more: Sequence[str
         decoder.prefill(prompt)
         decoder.step()
 
-    taken = workspace_bytes(step, device, more)
+    taken = workspace_bytes(step, device, more) + decoder.unseen_bytes()
     return taken - decoder.kv_bytes() if decoder.mode == DYNAMIC else taken
 
 

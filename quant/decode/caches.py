@@ -61,6 +61,12 @@ class Decoder(Protocol):
         """Return the bytes of weights that a step does not read because it reads a shorter form."""
         ...
 
+    def unseen_bytes(self) -> int:
+        """Return the bytes beside weights and cache that no operator has returned since the prompt:
+        those that one takes inside of itself, and what the decoder keeps.
+        """
+        ...
+
     def parts_ms(self) -> dict[str, float] | None:
         """Return the milliseconds of the last step by part; None if the decoder does not know."""
         ...
@@ -93,6 +99,9 @@ class DynamicDecoder:
         return cache_bytes(self._cache)
 
     def spared_bytes(self) -> int:
+        return 0
+
+    def unseen_bytes(self) -> int:
         return 0
 
     def parts_ms(self) -> dict[str, float] | None:
@@ -191,6 +200,9 @@ class StaticDecoder:
         return cache_bytes(self._cache)
 
     def spared_bytes(self) -> int:
+        return 0
+
+    def unseen_bytes(self) -> int:
         return 0
 
     def parts_ms(self) -> dict[str, float] | None:

@@ -83,6 +83,10 @@ class FusedDecoder:
     def spared_bytes(self) -> int:
         return self._spared
 
+    def unseen_bytes(self) -> int:
+        """Activations of a part of the prompt, and the head where it is kept in 16 bits beside."""
+        return self._step.workspace_bytes(min(self._length, self._together)) + self._spared
+
     def parts_ms(self) -> dict[str, float] | None:
         times = self._step.times
         return {"kernels": times.products, "attention": times.attention, "rest": times.rest}

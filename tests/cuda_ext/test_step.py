@@ -308,6 +308,15 @@ def test_a_matrix_that_is_missing_is_named(kind, place) -> None:
         whole.step.run(TOKENS, 0, torch.zeros(1, VOCABULARY))
 
 
+def test_the_workspace_is_that_of_the_activations_of_so_many_tokens() -> None:
+    step = make().step
+    rows = 4 * HIDDEN + 3 * MIXED + 2 * SHARED * WIDTH + 3 * FEED  # some in two orders
+    assert 4 * rows < step.workspace_bytes(1) < 4 * 4 * rows
+    assert step.workspace_bytes(8) == 8 * step.workspace_bytes(1)
+    with pytest.raises(RuntimeError, match="step_workspace: 9 tokens; pass 1 to 8"):
+        step.workspace_bytes(9)
+
+
 def test_a_step_that_is_gone_is_closed() -> None:
     parts = make()
     number = parts.step._number

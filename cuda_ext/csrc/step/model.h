@@ -88,6 +88,9 @@ struct Times {
   double products = 0, attention = 0, rest = 0;
 };
 
+// Bytes of the activations of `count` tokens, which are there during a run.
+int64_t workspace(const Model& model, int64_t count);
+
 // Tokens at positions [position, position + count); logits [vocabulary] of the last one, or null.
 Times run(
     Model& model, const Kernels& kernels, const int64_t* tokens, int64_t count, int64_t position,

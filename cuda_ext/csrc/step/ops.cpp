@@ -282,6 +282,15 @@ void step_run(
   out[2] = took.rest;
 }
 
+int64_t step_workspace(int64_t step, int64_t tokens) {
+  constexpr const char* op = "step_workspace";
+  const auto model = find(op, step);
+  STD_TORCH_CHECK(
+      tokens > 0 && tokens <= model->sizes.most_tokens, op, ": ", tokens, " tokens; pass 1 to ",
+      model->sizes.most_tokens, ".");
+  return workspace(*model, tokens);
+}
+
 void step_close(int64_t step) {
   const std::lock_guard lock(guard);
   models.erase(step);
@@ -310,6 +319,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bitsweep, m) {
   m.def(
       "step_run(int step, Tensor tokens, int position, Tensor(a!)? logits, Tensor(b!) times) "
       "-> ()");
+  m.def("step_workspace(int step, int tokens) -> int");
   m.def("step_close(int step) -> ()");
 }
 
@@ -323,5 +333,6 @@ STABLE_TORCH_LIBRARY_IMPL(bitsweep, CompositeExplicitAutograd, m) {
   m.impl("step_packed", TORCH_BOX(&bitsweep::step::step_packed));
   m.impl("step_dense", TORCH_BOX(&bitsweep::step::step_dense));
   m.impl("step_run", TORCH_BOX(&bitsweep::step::step_run));
+  m.impl("step_workspace", TORCH_BOX(&bitsweep::step::step_workspace));
   m.impl("step_close", TORCH_BOX(&bitsweep::step::step_close));
 }

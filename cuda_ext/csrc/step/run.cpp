@@ -9,8 +9,7 @@
 #include <memory>
 
 #include "../cpu/fixed_row.h"
-#include "../cpu/floats.h"
-#include "model.h"
+#include "buffers.h"
 #include "stages.h"
 
 namespace bitsweep::step {
@@ -19,30 +18,6 @@ namespace {
 constexpr int64_t kStagesOfLayer = 5, kAttentionStage = 1;
 
 size_t stages_of(const Model& model) { return kStagesOfLayer * model.layers.size() + 1; }
-
-int64_t lanes_of(int64_t inputs) { return x_stride_of(blocks_for(inputs)); }
-
-// Activations of up to `most_tokens` tokens; "lanes" are in the order that packed products read.
-struct Buffers {
-  Floats hidden, normed, normed_lanes, query, key, value, joined, mixed, mixed_lanes, sum, gate,
-      up, gated, gated_lanes;
-
-  explicit Buffers(const Sizes& s, int64_t count)
-      : hidden(count * s.hidden),
-        normed(count * s.hidden),
-        normed_lanes(count * lanes_of(s.hidden)),
-        query(count * s.heads * s.width),
-        key(count * s.kv_heads * s.width),
-        value(count * s.kv_heads * s.width),
-        joined(count * 3 * s.heads * s.width),
-        mixed(count * s.heads * s.width),
-        mixed_lanes(count * lanes_of(s.heads * s.width)),
-        sum(count * s.hidden),
-        gate(count * s.feed),
-        up(count * s.feed),
-        gated(count * s.feed),
-        gated_lanes(count * lanes_of(s.feed)) {}
-};
 
 // Activations of `inputs` numbers a token, in both orders, and in fixed-point if it is one token.
 struct Rows {
@@ -384,6 +359,8 @@ class Run {
 };
 
 }  // namespace
+
+int64_t workspace(const Model& model, int64_t count) { return Buffers(model.sizes, count).bytes(); }
 
 Times run(
     Model& model, const Kernels& kernels, const int64_t* tokens, int64_t count, int64_t position,

@@ -317,6 +317,9 @@ def test_a_fused_step_says_what_it_went_to() -> None:
     assert sum(each.value for each in parts) < 3 * figures["decode_ms"].value
     read = int(figures["bytes_per_token"].notes["weights"])
     assert read == roofline.weight_bytes_per_token(model) - head.nbytes // 2
+    # Each matrix's inputs and outputs of the prompt are there at once, and the head in 16 bits.
+    rows = 9 * (3 * 32 + 2 * 16 + 3 * 48)
+    assert figures["workspace_bytes"].value > rows * 4 + head.nbytes // 2
     positions = CONFIG.prompt_tokens + (CONFIG.decode_tokens + 1) / 2
     assert int(figures["bytes_per_token"].notes["KV cache"]) == round(positions * 2 * 2 * 16 * 4)
 

@@ -1,0 +1,44 @@
+// Activations of a decode step.
+#pragma once
+
+#include "../cpu/floats.h"
+#include "model.h"
+
+namespace bitsweep::step {
+namespace {
+
+int64_t lanes_of(int64_t inputs) { return x_stride_of(blocks_for(inputs)); }
+
+// Activations of up to `most_tokens` tokens; "lanes" are in the order that packed products read.
+struct Buffers {
+  Floats hidden, normed, normed_lanes, query, key, value, joined, mixed, mixed_lanes, sum, gate,
+      up, gated, gated_lanes;
+
+  explicit Buffers(const Sizes& s, int64_t count)
+      : hidden(count * s.hidden),
+        normed(count * s.hidden),
+        normed_lanes(count * lanes_of(s.hidden)),
+        query(count * s.heads * s.width),
+        key(count * s.kv_heads * s.width),
+        value(count * s.kv_heads * s.width),
+        joined(count * 3 * s.heads * s.width),
+        mixed(count * s.heads * s.width),
+        mixed_lanes(count * lanes_of(s.heads * s.width)),
+        sum(count * s.hidden),
+        gate(count * s.feed),
+        up(count * s.feed),
+        gated(count * s.feed),
+        gated_lanes(count * lanes_of(s.feed)) {}
+
+  int64_t bytes() const {
+    int64_t sum = 0;
+    for (const Floats* each :
+         {&hidden, &normed, &normed_lanes, &query, &key, &value, &joined, &mixed, &mixed_lanes,
+          &this->sum, &gate, &up, &gated, &gated_lanes})
+      sum += each->bytes();
+    return sum;
+  }
+};
+
+}  // namespace
+}  // namespace bitsweep::step

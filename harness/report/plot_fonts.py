@@ -80,10 +80,9 @@ def _write_small(whole: str, file: Path, style: str) -> None:
     """Write the letters of RANGES of a font, with their kerning and without ligatures."""
     from fontTools import subset
 
-    options = subset.Options(
-        layout_features=["kern"], legacy_kern=True, glyph_names=True, name_IDs=["*"]
-    )
-    options.drop_tables += ["FFTM"]  # dates of the tool that made the font
+    options = subset.Options(legacy_kern=True, glyph_names=True, name_IDs=["*"])
+    # Pairs of letters stand in "kern" as well; FFTM has dates of the tool that made the font.
+    options.drop_tables += ["GDEF", "GPOS", "GSUB", "FFTM"]
     font = subset.load_font(whole, options)
     chosen = subset.Subsetter(options)
     chosen.populate(unicodes=[code for low, high in RANGES for code in range(low, high + 1)])

@@ -13,8 +13,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from harness.report.assemble import columns_in_order
-from harness.report.columns import AgainstBits, SuiteTable
-from harness.report.leading import MOST_PANELS, ranked, some_of
+from harness.report.columns import AgainstBits
+from harness.report.leading import MOST_PANELS, Leading, some_of
 from harness.report.plot_style import add_legend, logarithmic, panels_in
 from harness.report.plots import CALIBRATED as FIRST_COLOUR
 from harness.report.plots import MARKERS, MORE_COLOURS, REFERENCE, UNCALIBRATED, Plot
@@ -47,19 +47,19 @@ class Panel:
         return said if task == first.model else f"{said}, {task}"
 
 
-def calibration_plots(rows: Sequence[Row], declared: Mapping[str, SuiteTable]) -> list[Plot]:
+def calibration_plots(leading: Leading) -> list[Plot]:
     """The plots against calibration tokens, of the rows of one model."""
     wanted: dict[AgainstBits, list[Panel]] = {}
-    for each in columns_in_order(list(rows), declared):
+    for each in columns_in_order(leading.rows, leading.declared):
         plot = each.declared.plot
         if isinstance(plot, AgainstBits):
-            found = panels_of(rows, each.key, each.declared.named)
+            found = panels_of(leading.rows, each.key, each.declared.named)
             wanted.setdefault(plot, []).extend(found)
     return [
         Plot(
             f"{plot.name}_{SUFFIX}",
             f"{plot.name} against calibration tokens".capitalize(),
-            partial(_leading_figure, rows, declared, panels, plot),
+            partial(_leading_figure, leading, panels, plot),
         )
         for plot, panels in wanted.items()
         if panels
@@ -67,22 +67,19 @@ def calibration_plots(rows: Sequence[Row], declared: Mapping[str, SuiteTable]) -
 
 
 def _leading_figure(
-    rows: Sequence[Row],
-    declared: Mapping[str, SuiteTable],
+    leading: Leading,
     panels: list[Panel],
     plot: AgainstBits,
 ) -> Figure:
-    shown = _leading(panels, rows, declared)
-    return calibration_figure(rows, shown, plot, some_of(len(shown), len(panels), "panels"))
+    shown = _leading_panels(panels, leading)
+    return calibration_figure(leading.rows, shown, plot, some_of(len(shown), len(panels), "panels"))
 
 
-def _leading(
-    panels: list[Panel], rows: Sequence[Row], declared: Mapping[str, SuiteTable]
-) -> list[Panel]:
+def _leading_panels(panels: list[Panel], leading: Leading) -> list[Panel]:
     """At most MOST_PANELS panels, those with the leading rows, in their order."""
     if len(panels) <= MOST_PANELS:
         return panels
-    places = {row: place for place, row in enumerate(ranked(rows, declared))}
+    places = {row: place for place, row in enumerate(leading.ranked)}
     best = sorted(panels, key=lambda each: min(places[row] for row in each.rows))[:MOST_PANELS]
     return [each for each in panels if each in best]
 

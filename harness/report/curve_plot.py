@@ -6,13 +6,13 @@ The same rows give the same bytes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from harness.report.columns import AgainstPosition, SuiteTable
+from harness.report.columns import AgainstPosition
 from harness.report.curves import curve_panel, curves_of, lines_of, panels_of
-from harness.report.leading import MOST_LINES, MOST_PANELS, leading_rows, some_of
+from harness.report.leading import MOST_LINES, MOST_PANELS, Leading, some_of
 from harness.report.plot_style import add_legend, logarithmic, panels_in
 from harness.report.plots import (
     CALIBRATED,
@@ -32,29 +32,28 @@ if TYPE_CHECKING:
 COLOURS = (UNCALIBRATED, CALIBRATED, *MORE_COLOURS)
 
 
-def curve_plots(rows: list[Row], declared: Mapping[str, SuiteTable]) -> list[Plot]:
+def curve_plots(leading: Leading) -> list[Plot]:
     """The plots that suites declare as curves, of the rows of one model."""
     return [
-        Plot(curve.name, curve.title, partial(_figure, rows, declared, suite, curve, panels))
-        for suite, table in declared.items()
+        Plot(curve.name, curve.title, partial(_figure, leading, suite, curve, panels))
+        for suite, table in leading.declared.items()
         for curve in table.curves
-        if (panels := panels_of(rows, suite, curve))
+        if (panels := panels_of(leading.rows, suite, curve))
     ]
 
 
 def _figure(
-    rows: list[Row],
-    declared: Mapping[str, SuiteTable],
+    leading: Leading,
     suite: str,
     curve: AgainstPosition,
     panels: list[FigureKey],
 ) -> Figure:
-    having = [row for row in rows if any(key in curves_of(row) for key in panels)]
-    shown = leading_rows(rows, declared, MOST_PANELS if curve.by else MOST_LINES, having)
+    having = [row for row in leading.rows if any(key in curves_of(row) for key in panels)]
+    shown = leading.rows_of(having, MOST_PANELS if curve.by else MOST_LINES)
     said = some_of(len(shown), len(having), "rows")
     if curve.by:
         return lines_figure(shown, suite, curve, said)
-    return curves_figure(shown, panels, curve, rows, said)
+    return curves_figure(shown, panels, curve, leading.rows, said)
 
 
 def curves_figure(

@@ -24,6 +24,7 @@ from harness.report.by_calibration import calibration_plots
 from harness.report.collection import set_aside, uncollected
 from harness.report.column_plots import plots_of_columns
 from harness.report.curve_plot import curve_plots
+from harness.report.leading import Leading
 from harness.report.pareto_plot import pareto_plots
 from harness.report.plot_style import warm_up
 from harness.report.plots import Drawn, Plot
@@ -150,12 +151,12 @@ def _collect(drawn: int) -> None:
 
 def plots_of(model: OfModel) -> list[Plot]:
     """All plots of one model, in the order of the report; every process finds the same."""
-    rows, declared = model.rows, model.declared
+    leading = Leading(model.rows, model.declared)
     return [
-        *plots_of_columns(rows, declared),
-        *pareto_plots(rows, declared),
-        *calibration_plots(rows, declared),
-        *curve_plots(rows, declared),
+        *plots_of_columns(leading),
+        *pareto_plots(leading),
+        *calibration_plots(leading),
+        *curve_plots(leading),
     ]
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from harness.report.columns import Shown, SuiteTable
-from harness.report.leading import MOST_METHODS, leading_methods
+from harness.report.leading import MOST_METHODS, Leading
 from harness.report.pareto import Axis, cost_axes, dominators, quality_axis, quality_columns
 from harness.report.plot_style import add_legend, panels_in
 from harness.report.plots import (
@@ -38,15 +38,16 @@ FULL_MARKER, GREY = "*", "#777777"
 A_LINE = 3  # panels; so many qualities are drawn at most
 
 
-def pareto_plots(rows: list[Row], declared: Mapping[str, SuiteTable]) -> list[Plot]:
+def pareto_plots(leading: Leading) -> list[Plot]:
     """The plot of one model's rows; empty where no cost and figure have two rows in common."""
-    costs, qualities = chosen_axes(rows, declared)
+    rows = leading.rows
+    costs, qualities = chosen_axes(rows, leading.declared)
     # Six panels stand in lines of three: a line for every cost, or for every quality.
     pairs = [(cost, quality) for cost in costs for quality in qualities]
     if len(costs) == A_LINE:
         pairs = [(cost, quality) for quality in qualities for cost in costs]
     pairs = [pair for pair in pairs if len(dominators(rows, *pair)) > 1]
-    return [Plot(NAME, TITLE, partial(pareto_figure, rows, pairs, declared))] if pairs else []
+    return [Plot(NAME, TITLE, partial(pareto_figure, leading, pairs))] if pairs else []
 
 
 def chosen_axes(
@@ -63,15 +64,14 @@ def chosen_axes(
     return [*sizes[-1:], *(each for each in costs if each not in sizes)], found
 
 
-def pareto_figure(
-    rows: list[Row], pairs: Sequence[tuple[Axis, Axis]], declared: Mapping[str, SuiteTable]
-) -> Figure:
+def pareto_figure(leading: Leading, pairs: Sequence[tuple[Axis, Axis]]) -> Figure:
     """A panel for every cost and quality; dominated rows are hollow.
 
     Of many methods, those on the most fronts have colours.
     """
+    rows = leading.rows
     figure, panels = panels_in(len(pairs), 0.3)
-    told = leading_methods(rows, declared, min(MOST_METHODS, most_told_apart(rows)))
+    told = leading.methods(min(MOST_METHODS, most_told_apart(rows)))
     for panel, pair in zip(panels, pairs, strict=True):
         _panel(panel, rows, told, *pair)
     figure.suptitle(rows[0].model, fontsize=9.5, fontweight="bold")

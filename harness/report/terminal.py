@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from harness.report.across import across_models
 from harness.report.assemble import OfModel
-from harness.report.leading import ranked
+from harness.report.leading import Leading
 from harness.report.names import calibrations
 from harness.report.table import Note, Table
 
@@ -42,7 +42,7 @@ def for_terminal(
 
 def _places(model: OfModel) -> dict[_Names, int]:
     """The names of the rows that lead: 0 for full precision, 1 for others."""
-    first = ranked(model.rows, model.declared)[:MOST]
+    first = Leading(model.rows, model.declared).ranked[:MOST]
     several = len(calibrations(model.rows)) > 1
     found: dict[_Names, int] = {}
     for row in first:

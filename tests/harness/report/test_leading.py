@@ -14,9 +14,7 @@ from harness.report.leading import (
     MOST_METHODS,
     MOST_PANELS,
     MOST_ROWS,
-    leading_methods,
-    leading_rows,
-    ranked,
+    Leading,
     some_of,
 )
 from harness.report.pareto_plot import chosen_axes, pareto_figure
@@ -72,23 +70,23 @@ def many(made_up):
 
 def test_full_precision_and_the_front_come_first(many) -> None:
     rows, declared = many
-    first = [row.variant for row in ranked(rows, declared)[:4]]
-    assert ranked(rows, declared)[0].full_precision
+    first = [row.variant for row in Leading(rows, declared).ranked[:4]]
+    assert Leading(rows, declared).ranked[0].full_precision
     assert set(first[1:]) == {f"number {number:02}" for number in (7, 8, 9)}
-    rest = [row for row in ranked(rows, declared)[4:]]
+    rest = [row for row in Leading(rows, declared).ranked[4:]]
     assert rest == [row for row in rows if row in set(rest)]  # in the order of tables
 
 
 def test_few_rows_are_all_told_apart(many) -> None:
     rows, declared = many
-    assert leading_methods(rows[: MOST_METHODS + 1], declared) == rows[: MOST_METHODS + 1]
-    assert leading_rows(rows, declared, MOST_ROWS, rows[:MOST_ROWS]) == rows[:MOST_ROWS]
+    assert Leading(rows[: MOST_METHODS + 1], declared).methods() == rows[: MOST_METHODS + 1]
+    assert Leading(rows, declared).rows_of(rows[:MOST_ROWS], MOST_ROWS) == rows[:MOST_ROWS]
     assert some_of(3, 3, "rows") == ""
 
 
 def test_points_of_other_methods_are_grey_and_counted(many) -> None:
     rows, declared = many
-    told = leading_methods(rows, declared)
+    told = Leading(rows, declared).methods()
     assert len(told) == MOST_METHODS + 1
     with own_style():
         figure = bits_figure(told, {KEY: "perplexity"}, PLOT, rows)
@@ -109,7 +107,7 @@ def test_a_pareto_plot_has_all_points_and_colours_for_the_leading_methods(many) 
     rows, declared = many
     costs, qualities = chosen_axes(rows, declared)
     with own_style():
-        figure = pareto_figure(rows, [(costs[0], qualities[0])], declared)
+        figure = pareto_figure(Leading(rows, declared), [(costs[0], qualities[0])])
     (panel,) = figure.axes
     marks = [line for line in panel.lines if line.get_linestyle() == "None"]
     assert sum(len(line.get_xydata()) for line in marks) == METHODS + 1
@@ -125,9 +123,9 @@ def test_a_pareto_plot_has_all_points_and_colours_for_the_leading_methods(many) 
 def test_the_legend_gives_every_method_a_colour_and_marker_of_its_own(many) -> None:
     rows, declared = many
     costs, qualities = chosen_axes(rows, declared)
-    told = leading_methods(rows, declared)
+    told = Leading(rows, declared).methods()
     with own_style():
-        pareto = pareto_figure(rows, [(costs[0], qualities[0])], declared)
+        pareto = pareto_figure(Leading(rows, declared), [(costs[0], qualities[0])])
         bits = bits_figure(told, {KEY: "perplexity"}, PLOT, rows)
     for figure in (pareto, bits):
         legend = figure.legends[0]
@@ -164,7 +162,7 @@ def test_no_two_series_share_colour_and_marker(many, kinds: int) -> None:
 def test_curves_show_some_rows_say_so_and_no_two_look_alike(many) -> None:
     rows, declared = many
     keys = panels_of(rows, "perplexity", CURVE)
-    shown = leading_rows(rows, declared, MOST_LINES, rows)
+    shown = Leading(rows, declared).rows_of(rows, MOST_LINES)
     said = some_of(len(shown), len(rows), "rows")
     with own_style():
         figure = curves_figure(shown, keys, CURVE, rows, said)
@@ -172,7 +170,7 @@ def test_curves_show_some_rows_say_so_and_no_two_look_alike(many) -> None:
     lines = figure.axes[0].lines
     looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in lines}
     assert len(lines) == len(looks) == MOST_LINES
-    (drawn,) = curve_plots(rows, declared)
+    (drawn,) = curve_plots(Leading(rows, declared))
     assert b"24 of 61 rows" in drawn.draw().files["svg"]
 
 
@@ -182,7 +180,7 @@ def test_a_plot_by_row_shows_some_rows_and_says_so(made_up) -> None:
         made = {"config": {"method.damping": number}, "options": f"number {number:02}"}
         records += made_up.cell("gptq", "w4", 5.5 + number, **made)
     rows = read_rows(from_records(records)).rows
-    shown = leading_rows(rows, declared_tables(rows, {}), MOST_ROWS, rows)
+    shown = Leading(rows, declared_tables(rows, {})).rows_of(rows, MOST_ROWS)
     plot = next(each.plot for each in latency.TABLE.columns if each.plot is not None)
     keys = [key for key in rows[0].figures if key[2] == "decode_ms"]
     with own_style():
@@ -205,6 +203,6 @@ def test_many_recipes_have_some_panels_by_calibration(made_up) -> None:
             made = {**made, "metrics": [], "layers": layers}
             records.append(made_up.record("gptq", "w4", "quantization", **made))
     rows = read_rows(from_records(records)).rows
-    (drawn,) = calibration_plots(rows, declared_tables(rows, {}))
+    (drawn,) = calibration_plots(Leading(rows, declared_tables(rows, {})))
     assert b"embedded: 12 of 15 panels" in drawn.draw().files["svg"]
     assert b"number 14" in drawn.draw().files["svg"]

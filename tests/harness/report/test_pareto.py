@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from harness.records.record import Record
 from harness.report import from_records
+from harness.report.leading import Leading
 from harness.report.pareto import Axis, cost_axes, dominators, pareto_table, size_table
 from harness.report.pareto_plot import chosen_axes, pareto_figure, pareto_plots
 from harness.report.render import to_csv, to_markdown
@@ -130,7 +131,7 @@ def test_the_plot_has_a_panel_for_size_and_one_for_time() -> None:
     costs, qualities = chosen_axes(found, declared)
     assert [axis.name for axis in costs] == ["serving MB", "ms"]
     assert [axis.label for axis in qualities] == ["embedded_eval ppl"]
-    figure = pareto_figure(found, [(cost, qualities[0]) for cost in costs], declared)
+    figure = pareto_figure(Leading(found, declared), [(cost, qualities[0]) for cost in costs])
     size, time = figure.axes
     (front,) = [line for line in size.lines if line.get_linestyle() == ":"]
     assert list(front.get_ydata()) == [5.9, 5.2, 5.0]
@@ -147,7 +148,7 @@ def test_the_legend_names_what_is_drawn() -> None:
     found, declared = tables()
     (_, time), (quality, *_) = chosen_axes(found, declared)
     some = replace(time, value=lambda row: None if row.name == "RTN" else time.value(row))
-    (legend,) = pareto_figure(found, [(some, quality)], declared).legends
+    (legend,) = pareto_figure(Leading(found, declared), [(some, quality)]).legends
     said = [text.get_text() for text in legend.get_texts()]
     assert "GPTQ" in said
     assert "RTN" not in said
@@ -155,7 +156,7 @@ def test_the_legend_names_what_is_drawn() -> None:
 
 def test_the_plot_is_a_function_of_its_rows_and_of_two_at_least() -> None:
     found, declared = tables()
-    (drawn,) = pareto_plots(found, declared)
+    (drawn,) = pareto_plots(Leading(found, declared))
     assert drawn.name == "pareto"
-    assert drawn.draw() == pareto_plots(found, declared)[0].draw()
-    assert pareto_plots(found[:1], declared) == []
+    assert drawn.draw() == pareto_plots(Leading(found, declared))[0].draw()
+    assert pareto_plots(Leading(found[:1], declared)) == []

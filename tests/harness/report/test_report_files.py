@@ -19,6 +19,7 @@ from harness.report.column_plots import plots_of_columns
 from harness.report.curve_plot import curve_plots, curves_figure
 from harness.report.curves import panels_of
 from harness.report.frame import from_records
+from harness.report.leading import Leading
 from harness.report.plot_style import own_style
 from harness.report.plots import bits_figure, line_of
 from harness.report.rows import read_rows
@@ -102,7 +103,7 @@ def rows_of(records):
 
 def drawn(records) -> set[str]:
     rows = rows_of(records)
-    return {plot.name for plot in plots_of_columns(rows, declared_tables(rows, {}))}
+    return {plot.name for plot in plots_of_columns(Leading(rows, declared_tables(rows, {})))}
 
 
 def test_curves_have_a_panel_a_task_and_a_line_a_row(made_up) -> None:
@@ -120,10 +121,10 @@ def test_curves_have_a_panel_a_task_and_a_line_a_row(made_up) -> None:
         made_up.record("rtn", "w3", metrics=[made_up.perplexity(5.0), *points(4, ("one",))]),
     ]
     rows = rows_of(records)
-    (plot,) = curve_plots(rows, declared_tables(rows, {}))
+    (plot,) = curve_plots(Leading(rows, declared_tables(rows, {})))
     assert plot.name == "loss_by_position"
     without = rows_of([made_up.record(metrics=[made_up.perplexity(5.0)])])
-    assert curve_plots(without, declared_tables(without, {})) == []
+    assert curve_plots(Leading(without, declared_tables(without, {}))) == []
     keys = panels_of(rows, "perplexity", CURVE)
     assert keys == [("perplexity", task, "nll_by_position") for task in both]
     one, other = curves_figure(rows, keys, CURVE).axes

@@ -9,6 +9,7 @@ import pytest
 
 from harness.report import from_records
 from harness.report.by_calibration import calibration_figure, calibration_plots, panels_of, short
+from harness.report.leading import Leading
 from harness.report.plots import bits_figure
 from harness.report.render import to_csv
 from harness.report.rows import Figure, read_rows
@@ -193,12 +194,12 @@ def test_the_plot_has_a_line_a_text_and_a_band_of_the_seeds(ablation) -> None:
 def test_the_plot_needs_two_sizes_and_repeats_its_bytes(made_up, ablation) -> None:
     rows = read_rows(from_records(ablation)).rows
     declared = declared_tables(rows, {})
-    (plot,) = calibration_plots(rows, declared)
+    (plot,) = calibration_plots(Leading(rows, declared))
     assert plot.name == "perplexity_by_calibration"
-    assert plot.draw() == calibration_plots(rows, declared)[0].draw()
+    assert plot.draw() == calibration_plots(Leading(rows, declared))[0].draw()
     one_size = [r for text in TEXTS for r in calibrated(made_up, text, 4, 0)]
     rows = read_rows(from_records(one_size)).rows
-    assert calibration_plots(rows, declared_tables(rows, {})) == []
+    assert calibration_plots(Leading(rows, declared_tables(rows, {}))) == []
 
 
 def test_one_seed_has_no_band(made_up) -> None:

@@ -297,3 +297,16 @@ def test_footnotes_of_columns_in_the_files_alone_go_with_them() -> None:
     assert [cell.marks for cell in screen.rows[0]] == [(1,), (1, 2)]
     assert screen.footnotes == ["two", "three"]
     assert [note.text for note in screen.notes] == ["all", "on b or c"]
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.88, False), (1.18, True)])
+def test_a_share_of_the_roof_above_all_of_it_is_explained(made_up, share, said) -> None:
+    *others, latency = made_up.cell("none", "w16", 5.0)
+    metrics = [
+        each.model_copy(update={"value": share}) if each.name == "roofline_share" else each
+        for each in latency.metrics
+    ]
+    records = [*others, latency.model_copy(update={"metrics": metrics})]
+    notes = tables_of(records)["cost"].notes
+    (note,) = [each.text for each in notes if each.text.startswith("Roof")]
+    assert note.endswith("caches hold what a token reads.") == said

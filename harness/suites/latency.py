@@ -178,11 +178,11 @@ def _notes(rows: Sequence[Row], shown: Sequence[Shown]) -> list[Note]:
     notes += _energy_notes(rows)
     if any(each.key[2] == "roofline_share" for each in shown):
         cached = any(each.value > 1 for each in _figures("roofline_share", rows))
+        why = " Above 100 %: a processor's caches hold what a token reads." * cached
         notes.append(
             Note(
                 "Roof: weights, KV cache and activations of a token over its time, against the "
-                f"read bandwidth measured in the same process ({_bandwidths(rows)} GB/s)."
-                + " Above 100 %: a processor's caches hold what a token reads." * cached
+                f"read bandwidth measured in the same process ({_bandwidths(rows)} GB/s).{why}"
             )
         )
     notes += condition_notes(_figures("decode_ms", rows), NOT_CONDITIONS)

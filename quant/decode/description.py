@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cuda_ext.step import WIDTH_STEP, Activation, Norm, Place, Step
 from quant.linear import QuantLinear
@@ -123,8 +125,6 @@ def require_fit(model: Any, description: Description) -> None:
     """Raise Unsupported for what a step cannot take of a model that a family describes."""
     if model.dtype != torch.float32:
         raise Unsupported(f"its activations are {model.dtype}, and the step's float32")
-    if not description.layers:
-        raise Unsupported("it has no layers")
     for norm in (*description.norms, *description.heads_norms):
         norm_of(norm)
     if len({_epsilon(norm) for norm in (*description.norms, *description.heads_norms)}) > 1:
@@ -146,13 +146,24 @@ def require_children(module: Any, names: set[str], family: str) -> None:
         raise Unsupported(f"{type(module).__name__} differs from {family}'s in {other}")
 
 
-def require_function(function: Any, wanted: Callable[[Tensor], Tensor], name: str) -> None:
-    """Raise Unsupported unless an activation gives what `wanted` does: libraries wrap activations
-    in classes of their own.
+def activation_of(function: Any, *allowed: Activation) -> Activation:
+    """Which of the allowed activations a function is, by what it does: libraries wrap them in
+    classes of their own. Unsupported if it is none.
     """
     x = torch.linspace(-8, 8, 33)
-    if not torch.allclose(function(x), wanted(x), rtol=1e-5, atol=1e-6):
-        raise Unsupported(f"its activation is {type(function).__name__}, not {name}")
+    for each in allowed:
+        if torch.allclose(function(x), _FUNCTIONS[each][1](x), rtol=1e-5, atol=1e-6):
+            return each
+    names = " or ".join(_FUNCTIONS[each][0] for each in allowed)
+    raise Unsupported(f"its activation is {type(function).__name__}, not {names}")
+
+
+_FUNCTIONS: dict[Activation, tuple[str, Callable[[Tensor], Tensor]]] = {
+    Activation.SILU_GATE: ("SiLU", functional.silu),
+    Activation.RELU: ("ReLU", functional.relu),
+    Activation.GELU: ("GELU", functional.gelu),
+    Activation.GELU_TANH: ("GELU by its tanh", partial(functional.gelu, approximate="tanh")),
+}
 
 
 def rotations(decoder: Any, width: int) -> Callable[[Step, int], None]:
@@ -169,7 +180,9 @@ def rotations(decoder: Any, width: int) -> Callable[[Step, int], None]:
 
 
 def same_of_all(values: Sequence[Any], what: str) -> Any:
-    """What all layers have; Unsupported if they differ."""
+    """What all layers have; Unsupported if they differ, or there is none."""
+    if not values:
+        raise Unsupported("it has no layers")
     if len(set(values)) > 1:
         raise Unsupported(f"its layers differ in {what}")
     return values[0]

@@ -4,19 +4,17 @@ for query, key and value, GELU.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from cuda_ext.step import Activation, Place, Step
 from quant.decode.description import (
     Description,
     LayerParts,
     Unsupported,
+    activation_of,
     require_children,
-    require_function,
     same_of_all,
 )
 
@@ -32,8 +30,6 @@ def describe(model: Any) -> Description | None:
     if not all(hasattr(decoder, name) for name in own):
         return None
     layers = [_layer(each) for each in decoder.h]
-    if not layers:
-        raise Unsupported("it has no layers")
     if any(layer.apply_residual_connection_post_layernorm for layer in decoder.h):
         raise Unsupported("its layers add to their normed inputs")
     attention = [each.self_attention for each in decoder.h]
@@ -43,13 +39,14 @@ def describe(model: Any) -> Description | None:
         places = torch.ones((1, 2), dtype=torch.int64)  # the second has the slope times 1
         step.set_slopes(decoder.build_alibi_tensor(places, heads, torch.float32)[:, 0, 1].clone())
 
+    activations = [activation_of(each.mlp.gelu_impl, Activation.GELU_TANH) for each in decoder.h]
     return Description(
         layers=layers,
         norm=decoder.ln_f,
         head=model.get_output_embeddings(),
         width=same_of_all([each.head_dim for each in attention], "the width of a head"),
         scale=same_of_all([each.inv_norm_factor for each in attention], "scale"),
-        activation=Activation.GELU_TANH,
+        activation=same_of_all(activations, "activation"),
         set_positions=slopes,
         embedding_norm=decoder.word_embeddings_layernorm,
     )
@@ -60,9 +57,6 @@ def _layer(layer: Any) -> LayerParts:
     attention, mlp = layer.self_attention, layer.mlp
     require_children(attention, ATTENTION, "BLOOM")
     require_children(mlp, FEED, "BLOOM")
-    require_function(
-        mlp.gelu_impl, partial(functional.gelu, approximate="tanh"), "GELU by its tanh"
-    )
     matrices = {
         Place.QUERY_KEY_VALUE: attention.query_key_value,
         Place.OUTPUT: attention.dense,

@@ -6,15 +6,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch.nn import functional
-
 from cuda_ext.step import Activation, Place
 from quant.decode.description import (
     Description,
     LayerParts,
-    Unsupported,
+    activation_of,
     require_children,
-    require_function,
     rotations,
     same_of_all,
 )
@@ -36,18 +33,17 @@ def describe(model: Any) -> Description | None:
     if not all(hasattr(decoder, name) for name in ("layers", "norm", "rotary_emb")):
         return None
     layers = [_layer(each) for each in decoder.layers]
-    if not layers:
-        raise Unsupported("it has no layers")
     attention = [each.self_attn for each in decoder.layers]
     width = same_of_all([each.head_dim for each in attention], "the width of a head")
 
+    activations = [activation_of(each.mlp.act_fn, Activation.SILU_GATE) for each in decoder.layers]
     return Description(
         layers=layers,
         norm=decoder.norm,
         head=model.get_output_embeddings(),
         width=width,
         scale=same_of_all([each.scaling for each in attention], "scale"),
-        activation=Activation.SILU_GATE,
+        activation=same_of_all(activations, "activation"),
         set_positions=rotations(decoder, width),
     )
 
@@ -58,7 +54,6 @@ def _layer(layer: Any) -> LayerParts:
     normed = any(hasattr(attention, name) for name in HEAD_NORMS)
     require_children(attention, {*ATTENTION, *(HEAD_NORMS if normed else ())}, "Llama")
     require_children(mlp, {*FEED, "act_fn"}, "Llama")
-    require_function(mlp.act_fn, functional.silu, "SiLU")
     matrices = {place: getattr(attention, name) for name, place in ATTENTION.items()}
     matrices |= {place: getattr(mlp, name) for name, place in FEED.items()}
     return LayerParts(

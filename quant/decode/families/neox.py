@@ -6,15 +6,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch.nn import functional
-
 from cuda_ext.step import Activation, Place
 from quant.decode.description import (
     Description,
     LayerParts,
-    Unsupported,
+    activation_of,
     require_children,
-    require_function,
     rotations,
     same_of_all,
 )
@@ -37,18 +34,18 @@ def describe(model: Any) -> Description | None:
     if not all(hasattr(decoder, name) for name in ("embed_in", "layers", "final_layer_norm")):
         return None
     layers = [_layer(each) for each in decoder.layers]
-    if not layers:
-        raise Unsupported("it has no layers")
     attention = [each.attention for each in decoder.layers]
     width = same_of_all([each.head_size for each in attention], "the width of a head")
     parallel = [each.use_parallel_residual for each in decoder.layers]
+    gelus = (Activation.GELU, Activation.GELU_TANH)
+    activations = [activation_of(each.mlp.act, *gelus) for each in decoder.layers]
     return Description(
         layers=layers,
         norm=decoder.final_layer_norm,
         head=model.get_output_embeddings(),
         width=width,
         scale=same_of_all([each.scaling for each in attention], "scale"),
-        activation=Activation.GELU,
+        activation=same_of_all(activations, "activation"),
         set_positions=rotations(decoder, width),
         parallel=same_of_all(parallel, "what their second part reads"),
     )
@@ -59,7 +56,6 @@ def _layer(layer: Any) -> LayerParts:
     attention, mlp = layer.attention, layer.mlp
     require_children(attention, ATTENTION, "GPT-NeoX")
     require_children(mlp, FEED, "GPT-NeoX")
-    require_function(mlp.act, functional.gelu, "GELU")
     matrices = {
         Place.QUERY_KEY_VALUE: attention.query_key_value,
         Place.OUTPUT: attention.dense,

@@ -11,8 +11,8 @@ from quant.decode.description import (
     Description,
     LayerParts,
     Unsupported,
+    activation_of,
     require_children,
-    require_function,
     same_of_all,
 )
 
@@ -37,8 +37,6 @@ def describe(model: Any) -> Description | None:
     ):
         raise Unsupported("its norms come behind the parts of a layer")
     layers = [_layer(each) for each in decoder.layers]
-    if not layers:
-        raise Unsupported("it has no layers")
     attention = [each.self_attn for each in decoder.layers]
     table = decoder.embed_positions
 
@@ -48,13 +46,17 @@ def describe(model: Any) -> Description | None:
         rows = functional.pad(rows[:positions], (0, 0, 0, max(0, positions - len(rows))))
         step.set_learned_positions(rows.contiguous())
 
+    activations = [
+        activation_of(each.activation_fn, Activation.RELU, Activation.GELU)  # Galactica's
+        for each in decoder.layers
+    ]
     return Description(
         layers=layers,
         norm=decoder.final_layer_norm,
         head=model.get_output_embeddings(),
         width=same_of_all([each.head_dim for each in attention], "the width of a head"),
         scale=same_of_all([each.scaling for each in attention], "scale"),
-        activation=Activation.RELU,
+        activation=same_of_all(activations, "activation"),
         set_positions=learned,
         most_positions=table.num_embeddings - table.offset,
     )
@@ -63,7 +65,6 @@ def describe(model: Any) -> Description | None:
 def _layer(layer: Any) -> LayerParts:
     require_children(layer, LAYER, "OPT")
     require_children(layer.self_attn, set(ATTENTION), "OPT")
-    require_function(layer.activation_fn, functional.relu, "ReLU")
     matrices = {place: getattr(layer.self_attn, name) for name, place in ATTENTION.items()}
     matrices |= {Place.UP: layer.fc1, Place.DOWN: layer.fc2}
     return LayerParts(layer.self_attn_layer_norm, layer.final_layer_norm, matrices)

@@ -4,18 +4,14 @@ of a part of each head, GELU by its tanh, biases.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
-
-from torch.nn import functional
 
 from cuda_ext.step import Activation, Place
 from quant.decode.description import (
     Description,
     LayerParts,
-    Unsupported,
+    activation_of,
     require_children,
-    require_function,
     rotations,
     same_of_all,
 )
@@ -35,17 +31,17 @@ def describe(model: Any) -> Description | None:
     if not all(hasattr(decoder, name) for name in ("layers", "final_layernorm", "rotary_emb")):
         return None
     layers = [_layer(each) for each in decoder.layers]
-    if not layers:
-        raise Unsupported("it has no layers")
     attention = [each.self_attn for each in decoder.layers]
     width = same_of_all([each.head_dim for each in attention], "the width of a head")
+    gelus = (Activation.GELU, Activation.GELU_TANH)
+    activations = [activation_of(each.mlp.activation_fn, *gelus) for each in decoder.layers]
     return Description(
         layers=layers,
         norm=decoder.final_layernorm,
         head=model.get_output_embeddings(),
         width=width,
         scale=same_of_all([each.scaling for each in attention], "scale"),
-        activation=Activation.GELU_TANH,
+        activation=same_of_all(activations, "activation"),
         set_positions=rotations(decoder, width),
         parallel=True,
     )
@@ -56,8 +52,6 @@ def _layer(layer: Any) -> LayerParts:
     attention, mlp = layer.self_attn, layer.mlp
     require_children(attention, set(ATTENTION), "Phi")
     require_children(mlp, {"activation_fn", "fc1", "fc2"}, "Phi")
-    gelu = partial(functional.gelu, approximate="tanh")
-    require_function(mlp.activation_fn, gelu, "GELU by its tanh")
     matrices = {place: getattr(attention, name) for name, place in ATTENTION.items()}
     matrices |= {Place.UP: mlp.fc1, Place.DOWN: mlp.fc2}
     return LayerParts(layer.input_layernorm, layer.input_layernorm, matrices)

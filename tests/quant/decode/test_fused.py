@@ -178,6 +178,28 @@ def test_a_sliding_window_shorter_than_the_positions_is_said() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        pytest.param("opt", {"activation_function": "gelu", "enable_bias": False}, id="galactica"),
+        pytest.param("gpt-neox", {"hidden_act": "gelu_new"}, id="gelu-by-its-tanh"),
+        pytest.param("gpt-neox", {"use_parallel_residual": False}, id="one-after-the-other"),
+        pytest.param("gpt-neox", {"attention_bias": False}, id="no-biases-of-attention"),
+        pytest.param("phi", {"num_key_value_heads": 2}, id="shared-keys"),
+        pytest.param("bloom", {"n_head": 3, "hidden_size": 48}, id="three-heads"),
+        pytest.param("qwen3", {"head_dim": 32}, id="wide-heads"),
+    ],
+)
+def test_settings_of_families(family, changes) -> None:
+    model, prompt = wide(family, **changes), prompt_of()
+    decoder = make_decoder(model, prompt, TOKENS)
+    assert (decoder.mode, decoder.reason) == (caches.FUSED, "")
+    expected, logits = without_cache(model, prompt)
+    found, fused = run(decoder, prompt)
+    torch.testing.assert_close(fused, logits, rtol=1e-4, atol=1e-4)
+    assert found == expected
+
+
 def test_opt_without_room_for_the_positions_is_said() -> None:
     """Its own forward raises at the first position without a row; a step must not go on."""
     model, prompt = wide("opt", max_position_embeddings=20), prompt_of()
@@ -191,7 +213,11 @@ def test_opt_without_room_for_the_positions_is_said() -> None:
     ("name", "changes", "reason"),
     [
         ("opt", {"do_layer_norm_before": False}, "its norms come behind the parts of a layer"),
-        ("opt", {"activation_function": "gelu"}, "its activation is GELUActivation, not ReLU"),
+        (
+            "opt",
+            {"activation_function": "silu"},
+            "its activation is SiLUActivation, not ReLU or GELU",
+        ),
         (
             "opt",
             {"layer_norm_elementwise_affine": False},

@@ -75,7 +75,7 @@ def test_runs_with_torch_and_transformers_alone(tiny: str, tmp_path: Path) -> No
     assert four["speedup"] == pytest.approx(full["ms_per_token"] / four["ms_per_token"])
     assert three["bytes_per_token"] <= four["bytes_per_token"] < full["bytes_per_token"]
     for row in kept["rows"]:
-        assert row["mode"].startswith("static cache, eager")
+        assert row["mode"] == "fused step"
         assert 0 < row["p10_ms"] <= row["ms_per_token"] <= row["p90_ms"]
         seconds, bandwidth = row["ms_per_token"] / 1e3, row["read_gb_per_s"] * 1e9
         assert row["roofline_share"] == pytest.approx(row["bytes_per_token"] / seconds / bandwidth)

@@ -7,6 +7,7 @@ multiplier of residuals, another order) shows in the logits: quant.decode.choose
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +18,9 @@ from torch.nn import functional
 
 from cuda_ext.step import WIDTH_STEP, Activation, Norm, Place, Step
 from quant.linear import QuantLinear
+
+# Kinds of rotations whose angles change with the number of tokens (transformers' rope_type).
+BY_LENGTH = ("dynamic", "longrope")
 
 
 class Unsupported(Exception):
@@ -113,7 +117,7 @@ def outputs_of(layer: LayerParts, place: Place) -> int:
 def norm_of(module: Any) -> Norm:
     """The tensors of a norm; Unsupported unless it is an RMSNorm or a LayerNorm with a bias."""
     held = {name: tensor.detach() for name, tensor in module.named_parameters()}
-    if isinstance(module, nn.LayerNorm) and [*held] == ["weight", "bias"]:
+    if type(module) is nn.LayerNorm and [*held] == ["weight", "bias"]:
         return Norm(held["weight"], held["bias"])
     if hasattr(module, "variance_epsilon") and [*held] == ["weight"]:
         return Norm(held["weight"])
@@ -150,7 +154,8 @@ def activation_of(function: Any, *allowed: Activation) -> Activation:
     """Which of the allowed activations a function is, by what it does: libraries wrap them in
     classes of their own. Unsupported if it is none.
     """
-    x = torch.linspace(-8, 8, 33)
+    near, far = torch.linspace(-8, 8, 33, dtype=torch.float32), (16.0, 64.0, 1000.0)
+    x = torch.cat([near, torch.tensor([*far, *(-each for each in far)], dtype=torch.float32)])
     for each in allowed:
         if torch.allclose(function(x), _FUNCTIONS[each][1](x), rtol=1e-5, atol=1e-6):
             return each
@@ -169,9 +174,16 @@ _FUNCTIONS: dict[Activation, tuple[str, Callable[[Tensor], Tensor]]] = {
 def rotations(decoder: Any, width: int) -> Callable[[Step, int], None]:
     """Description.set_positions of a decoder with a module of rotary positions."""
 
+    kind = getattr(decoder.rotary_emb, "rope_type", "default")
+    if kind in BY_LENGTH:
+        raise Unsupported(f"its rotations ({kind}) depend on the length of the text")
+
     def rotate(step: Step, positions: int) -> None:
-        places, like = torch.arange(positions)[None], torch.empty((1, 1, 1))
-        cosine, sine = (part[0].float().contiguous() for part in decoder.rotary_emb(like, places))
+        own = deepcopy(
+            decoder.rotary_emb
+        )  # whatever it keeps of a call, the model's stays as it is
+        places, like = torch.arange(positions)[None], torch.empty((1, 1, 1), dtype=torch.float32)
+        cosine, sine = (part[0].float().contiguous() for part in own(like, places))
         if cosine.shape[1] > width:
             raise Unsupported(f"it rotates {cosine.shape[1]} numbers of heads of {width}")
         step.set_rotations(cosine, sine)

@@ -54,6 +54,7 @@ class FusedDecoder:
             self.logits = torch.zeros((1, vocabulary))
             self.token = torch.zeros((1, 1), dtype=torch.int64)
         self._length = 0
+        self._most = most
         self._longest = positions if description.all_packed else PLAIN_TOGETHER
 
     @torch.inference_mode()
@@ -107,8 +108,11 @@ class FusedDecoder:
         return min(TOGETHER, len(self._rows))
 
     def _run(self, tokens: Tensor, position: int, logits: Tensor | None) -> None:
+        count = tokens.shape[1]
+        # The cache is rounded up to whole vectors, and would have room for more.
+        if self._most is not None and position + count > self._most:
+            raise IndexError(f"position {position + count - 1} of a model with {self._most}")
         if self._packed:
-            count = tokens.shape[1]
             self._rows[:count].copy_(self._table(tokens[0]))
             tokens = torch.arange(count)[None]
         self._step.run(tokens, position, logits)

@@ -23,7 +23,7 @@ def describe(model: Any) -> Description:
         if description is not None:
             require_fit(model, description)
             return description
-    known = ", ".join(family.__name__.rpartition(".")[2] for family in FAMILIES)
+    known = ", ".join(family.NAME for family in FAMILIES)
     raise Unsupported(f"{type(model.base_model).__name__} is not built like {known}")
 
 

@@ -18,6 +18,7 @@ from quant.decode.description import (
     same_of_all,
 )
 
+NAME = "BLOOM"
 LAYER = {"input_layernorm", "self_attention", "post_attention_layernorm", "mlp"}
 ATTENTION = {"query_key_value", "dense", "attention_dropout"}
 FEED = {"dense_h_to_4h", "gelu_impl", "dense_4h_to_h"}
@@ -53,10 +54,10 @@ def describe(model: Any) -> Description | None:
 
 
 def _layer(layer: Any) -> LayerParts:
-    require_children(layer, LAYER, "BLOOM")
+    require_children(layer, LAYER, NAME)
     attention, mlp = layer.self_attention, layer.mlp
-    require_children(attention, ATTENTION, "BLOOM")
-    require_children(mlp, FEED, "BLOOM")
+    require_children(attention, ATTENTION, NAME)
+    require_children(mlp, FEED, NAME)
     matrices = {
         Place.QUERY_KEY_VALUE: attention.query_key_value,
         Place.OUTPUT: attention.dense,

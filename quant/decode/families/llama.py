@@ -16,6 +16,7 @@ from quant.decode.description import (
     same_of_all,
 )
 
+NAME = "Llama"
 LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 ATTENTION = {
     "q_proj": Place.QUERY,
@@ -49,11 +50,11 @@ def describe(model: Any) -> Description | None:
 
 
 def _layer(layer: Any) -> LayerParts:
-    require_children(layer, LAYER, "Llama")
+    require_children(layer, LAYER, NAME)
     attention, mlp = layer.self_attn, layer.mlp
     normed = any(hasattr(attention, name) for name in HEAD_NORMS)
-    require_children(attention, {*ATTENTION, *(HEAD_NORMS if normed else ())}, "Llama")
-    require_children(mlp, {*FEED, "act_fn"}, "Llama")
+    require_children(attention, {*ATTENTION, *(HEAD_NORMS if normed else ())}, NAME)
+    require_children(mlp, {*FEED, "act_fn"}, NAME)
     matrices = {place: getattr(attention, name) for name, place in ATTENTION.items()}
     matrices |= {place: getattr(mlp, name) for name, place in FEED.items()}
     return LayerParts(

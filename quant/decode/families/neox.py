@@ -16,6 +16,7 @@ from quant.decode.description import (
     same_of_all,
 )
 
+NAME = "GPT-NeoX"
 LAYER = {
     "input_layernorm",
     "post_attention_layernorm",
@@ -52,10 +53,10 @@ def describe(model: Any) -> Description | None:
 
 
 def _layer(layer: Any) -> LayerParts:
-    require_children(layer, LAYER, "GPT-NeoX")
+    require_children(layer, LAYER, NAME)
     attention, mlp = layer.attention, layer.mlp
-    require_children(attention, ATTENTION, "GPT-NeoX")
-    require_children(mlp, FEED, "GPT-NeoX")
+    require_children(attention, ATTENTION, NAME)
+    require_children(mlp, FEED, NAME)
     matrices = {
         Place.QUERY_KEY_VALUE: attention.query_key_value,
         Place.OUTPUT: attention.dense,

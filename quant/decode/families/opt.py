@@ -16,6 +16,7 @@ from quant.decode.description import (
     same_of_all,
 )
 
+NAME = "OPT"
 LAYER = {"self_attn", "activation_fn", "self_attn_layer_norm", "fc1", "fc2", "final_layer_norm"}
 ATTENTION = {
     "q_proj": Place.QUERY,
@@ -32,19 +33,19 @@ def describe(model: Any) -> Description | None:
         return None
     if decoder.project_in is not None or decoder.project_out is not None:
         raise Unsupported("its embeddings have another width than its layers")
-    if decoder.final_layer_norm is None or not all(
-        layer.do_layer_norm_before for layer in decoder.layers
-    ):
+    if not all(layer.do_layer_norm_before for layer in decoder.layers):
         raise Unsupported("its norms come behind the parts of a layer")
+    if decoder.final_layer_norm is None:
+        raise Unsupported("it has no norm before the head")
     layers = [_layer(each) for each in decoder.layers]
     attention = [each.self_attn for each in decoder.layers]
     table = decoder.embed_positions
 
     def learned(step: Step, positions: int) -> None:
         rows = table.weight.detach()[table.offset :]
-        # A cache is rounded up to whole vectors, and may have more positions.
-        rows = functional.pad(rows[:positions], (0, 0, 0, max(0, positions - len(rows))))
-        step.set_learned_positions(rows.contiguous())
+        if len(rows) < positions:  # a cache is rounded up to whole vectors
+            rows = functional.pad(rows, (0, 0, 0, positions - len(rows)))
+        step.set_learned_positions(rows[:positions])
 
     activations = [
         activation_of(each.activation_fn, Activation.RELU, Activation.GELU)  # Galactica's
@@ -63,8 +64,8 @@ def describe(model: Any) -> Description | None:
 
 
 def _layer(layer: Any) -> LayerParts:
-    require_children(layer, LAYER, "OPT")
-    require_children(layer.self_attn, set(ATTENTION), "OPT")
+    require_children(layer, LAYER, NAME)
+    require_children(layer.self_attn, set(ATTENTION), NAME)
     matrices = {place: getattr(layer.self_attn, name) for name, place in ATTENTION.items()}
     matrices |= {Place.UP: layer.fc1, Place.DOWN: layer.fc2}
     return LayerParts(layer.self_attn_layer_norm, layer.final_layer_norm, matrices)

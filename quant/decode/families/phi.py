@@ -16,6 +16,7 @@ from quant.decode.description import (
     same_of_all,
 )
 
+NAME = "Phi"
 LAYER = {"self_attn", "mlp", "input_layernorm", "resid_dropout"}
 ATTENTION = {
     "q_proj": Place.QUERY,
@@ -48,10 +49,12 @@ def describe(model: Any) -> Description | None:
 
 
 def _layer(layer: Any) -> LayerParts:
-    require_children(layer, LAYER, "Phi")
+    require_children(layer, LAYER, NAME)
     attention, mlp = layer.self_attn, layer.mlp
-    require_children(attention, set(ATTENTION), "Phi")
-    require_children(mlp, {"activation_fn", "fc1", "fc2"}, "Phi")
+    if attention.qk_layernorm:
+        raise Unsupported("it has LayerNorms of queries and keys")
+    require_children(attention, set(ATTENTION), NAME)
+    require_children(mlp, {"activation_fn", "fc1", "fc2"}, NAME)
     matrices = {place: getattr(attention, name) for name, place in ATTENTION.items()}
     matrices |= {Place.UP: mlp.fc1, Place.DOWN: mlp.fc2}
     return LayerParts(layer.input_layernorm, layer.input_layernorm, matrices)

@@ -27,7 +27,7 @@ NOT_TAKEN = {
     "opt-350m": "its embeddings have another width than its layers",
     "gemma": "its activation is GELUTanh, not SiLU",
     "gemma2": "Gemma2DecoderLayer differs from Llama's in post_feedforward_layernorm",
-    "gpt2": "GPT2Model is not built like llama, opt, bloom, neox, phi",
+    "gpt2": "GPT2Model is not built like Llama, OPT, BLOOM, GPT-NeoX, Phi",
     "llama": "a head is 8 wide, no multiple of 16",
 }
 
@@ -205,14 +205,31 @@ def test_opt_without_room_for_the_positions_is_said() -> None:
     model, prompt = wide("opt", max_position_embeddings=20), prompt_of()
     with pytest.raises(Unsupported, match="it has 20 positions, fewer than 21"):
         FusedDecoder(model, PROMPT + TOKENS)
-    found = run(FusedDecoder(model, 20), prompt, 20 - PROMPT)
+    decoder = FusedDecoder(model, 20)
+    found = run(decoder, prompt, 20 - PROMPT)
     assert found[0] == without_cache(model, prompt, 20 - PROMPT)[0]
+    with pytest.raises(IndexError, match="position 20 of a model with 20"):
+        decoder.step()
+
+
+def test_rotations_by_length_are_refused_and_no_module_is_changed() -> None:
+    """A dynamic module rewrites its frequencies for the longest position that it is asked for."""
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    model = wide("llama", max_position_embeddings=16, rope_parameters=rope)
+    before, prompt = model.model.rotary_emb.inv_freq.clone(), prompt_of(12)
+    decoder = make_decoder(model, prompt, 2)
+    assert "its rotations (dynamic) depend on the length of the text" in decoder.reason
+    assert torch.equal(model.model.rotary_emb.inv_freq, before)
+    assert run(decoder, prompt, 2)[0] == without_cache(model, prompt, 2)[0]
 
 
 @pytest.mark.parametrize(
     ("name", "changes", "reason"),
     [
         ("opt", {"do_layer_norm_before": False}, "its norms come behind the parts of a layer"),
+        ("opt", {"_remove_final_layer_norm": True}, "it has no norm before the head"),
+        ("phi", {"qk_layernorm": True}, "it has LayerNorms of queries and keys"),
+        ("gpt-neox", {"hidden_act": "gelu_10"}, "its activation is ClippedGELUActivation"),
         (
             "opt",
             {"activation_function": "silu"},

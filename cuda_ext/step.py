@@ -2,8 +2,8 @@
 
 A step is described once, matrix by matrix, and holds the tensors that it was given. A call then
 takes tokens through all layers inside one parallel region (csrc/step). Everything is float32 but
-packed codes. Sums have a fixed order: the same bits with any number of threads, and for several tokens
-in parts of any size above one; one token alone is within rounding of them.
+packed codes. Sums have a fixed order: the same bits with any number of threads, and for several
+tokens in parts of any size above one; one token alone is within rounding of them.
 """
 
 from __future__ import annotations

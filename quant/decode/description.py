@@ -173,15 +173,12 @@ _FUNCTIONS: dict[Activation, tuple[str, Callable[[Tensor], Tensor]]] = {
 
 def rotations(decoder: Any, width: int) -> Callable[[Step, int], None]:
     """Description.set_positions of a decoder with a module of rotary positions."""
-
     kind = getattr(decoder.rotary_emb, "rope_type", "default")
     if kind in BY_LENGTH:
         raise Unsupported(f"its rotations ({kind}) depend on the length of the text")
 
     def rotate(step: Step, positions: int) -> None:
-        own = deepcopy(
-            decoder.rotary_emb
-        )  # whatever it keeps of a call, the model's stays as it is
+        own = deepcopy(decoder.rotary_emb)  # the model's keeps nothing of this call
         places, like = torch.arange(positions)[None], torch.empty((1, 1, 1), dtype=torch.float32)
         cosine, sine = (part[0].float().contiguous() for part in own(like, places))
         if cosine.shape[1] > width:

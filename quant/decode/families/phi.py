@@ -10,6 +10,7 @@ from cuda_ext.step import Activation, Place
 from quant.decode.description import (
     Description,
     LayerParts,
+    Unsupported,
     activation_of,
     require_children,
     rotations,

@@ -308,11 +308,17 @@ def test_a_matrix_that_is_missing_is_named(kind, place) -> None:
         whole.step.run(TOKENS, 0, torch.zeros(1, VOCABULARY))
 
 
-def test_the_workspace_is_that_of_the_activations_of_so_many_tokens() -> None:
-    step = make().step
-    rows = 4 * HIDDEN + 3 * MIXED + 2 * SHARED * WIDTH + 3 * FEED  # some in two orders
-    assert 4 * rows < step.workspace_bytes(1) < 4 * 4 * rows
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_workspace_is_that_of_the_activations_of_so_many_tokens(kind) -> None:
+    whole = make(KINDS[kind])
+    step, shared = whole.step, whole.kind.shared * WIDTH
+    # Hidden, normed and sum; query and mixed; key and value; up and what it is made to.
+    rows = 3 * HIDDEN + 2 * MIXED + 2 * shared + 2 * FEED
+    rows += 3 * MIXED * whole.kind.joined + FEED * (whole.kind.activation == Activation.SILU_GATE)
     assert step.workspace_bytes(8) == 8 * step.workspace_bytes(1)
+    lanes = step.workspace_bytes(1) // 4 - rows  # inputs in the order of the packed products
+    inputs = HIDDEN + MIXED + FEED
+    assert inputs <= lanes <= 2 * inputs
     with pytest.raises(RuntimeError, match="step_workspace: 9 tokens; pass 1 to 8"):
         step.workspace_bytes(9)
 

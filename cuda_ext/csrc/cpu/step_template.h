@@ -223,7 +223,7 @@ void relu(const float* x, int64_t count, float* out) {
 }
 
 // x times the normal distribution function, whose tail is a polynomial of t = 1 / (1 + p |z|) times
-// e^(-z^2), z = x / sqrt(2), within 1e-7 (Abramowitz and Stegun 7.1.26).
+// e^(-z^2), z = x / sqrt(2): within 1e-7 before rounding (Abramowitz and Stegun 7.1.26).
 void gelu(const float* x, int64_t count, float* out) {
   each_number(x, x, count, out, [](F some, F) {
     const F zero = Wide::set(0.0f), one = Wide::set(1.0f);

@@ -32,7 +32,7 @@ class Run {
       : model_(model),
         sizes_(model.sizes),
         kernels_(kernels),
-        buffers_(model.sizes, count),
+        buffers_(model, model.sizes, count),
         threads_(torch::stable::get_num_threads()),
         stages_(stages_of(model), threads_),
         count_(count),
@@ -360,7 +360,7 @@ class Run {
 
 }  // namespace
 
-int64_t workspace(const Model& model, int64_t count) { return Buffers(model.sizes, count).bytes(); }
+int64_t workspace(const Model& model, int64_t count) { return Buffers(model, model.sizes, count).bytes(); }
 
 Times run(
     Model& model, const Kernels& kernels, const int64_t* tokens, int64_t count, int64_t position,

@@ -100,7 +100,7 @@ class Step:
             int(activation), parallel, epsilon, scale, most_tokens,
         )  # fmt: skip
         weakref.finalize(self, torch.ops.bitsweep.step_close, self._number)
-        self.most_tokens = most_tokens
+        self.most_tokens, self.width = most_tokens, width
         self._times = torch.zeros(3, dtype=torch.float64)
 
     def set_rotations(self, cosine: Tensor, sine: Tensor) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,32 +23,43 @@ from quant.linear import QuantLinear
 BY_LENGTH = ("dynamic", "longrope")
 
 
+_T = TypeVar("_T")
+
+
 class Unsupported(Exception):
     """Why a model cannot be decoded in some mode, one clause."""
 
 
 @dataclass(frozen=True)
 class LayerParts:
-    """Modules of one layer: norms before attention and before the feed-forward part, matrices by
-    place, and the norms of queries and keys where there are some.
+    """Modules and settings of one layer.
+
+    norm, feed_norm       before attention, and before the feed-forward part.
+    matrices              by place.
+    width                 of a head.
+    scale                 of query times key.
+    parallel              whether both parts read the layer's input.
+    query_norm, key_norm  of every head, where there are some.
     """
 
     norm: Any
     feed_norm: Any
     matrices: Mapping[Place, Any]
+    width: int
+    scale: float
+    activation: Activation
+    parallel: bool = False
     query_norm: Any = None
     key_norm: Any = None
 
 
 @dataclass(frozen=True)
 class Description:
-    """Modules and settings of one decoder.
+    """Modules and settings of one decoder. What its layers have alike is found in them; Unsupported
+    if they differ.
 
     norm            before the head.
     head            the matrix that makes logits.
-    width           of a head.
-    scale           of query times key.
-    parallel        whether both parts of a layer read its input.
     set_positions   (step, positions): tells a step how the model knows that many positions;
                     Unsupported if the step cannot do so.
     most_positions  that it knows; None: any number.
@@ -58,11 +69,7 @@ class Description:
     layers: Sequence[LayerParts]
     norm: Any
     head: Any
-    width: int
-    scale: float
-    activation: Activation
     set_positions: Callable[[Step, int], None]
-    parallel: bool = False
     most_positions: int | None = None
     embedding_norm: Any = None
 
@@ -82,6 +89,27 @@ class Description:
         """Those of every head."""
         pairs = [norm for layer in self.layers for norm in (layer.query_norm, layer.key_norm)]
         return [norm for norm in pairs if norm is not None]
+
+    @property
+    def width(self) -> int:
+        """Of a head."""
+        return same_of_all([layer.width for layer in self.layers], "the width of a head")
+
+    @property
+    def scale(self) -> float:
+        """Of query times key."""
+        return same_of_all([layer.scale for layer in self.layers], "scale")
+
+    @property
+    def activation(self) -> Activation:
+        return same_of_all([layer.activation for layer in self.layers], "activation")
+
+    @property
+    def parallel(self) -> bool:
+        """Whether both parts of a layer read its input."""
+        return same_of_all(
+            [layer.parallel for layer in self.layers], "what their second part reads"
+        )
 
     @property
     def heads(self) -> int:
@@ -171,7 +199,7 @@ _FUNCTIONS: dict[Activation, tuple[str, Callable[[Tensor], Tensor]]] = {
 }
 
 
-def rotations(decoder: Any, width: int) -> Callable[[Step, int], None]:
+def rotations(decoder: Any) -> Callable[[Step, int], None]:
     """Description.set_positions of a decoder with a module of rotary positions."""
     kind = getattr(decoder.rotary_emb, "rope_type", "default")
     if kind in BY_LENGTH:
@@ -181,14 +209,14 @@ def rotations(decoder: Any, width: int) -> Callable[[Step, int], None]:
         own = deepcopy(decoder.rotary_emb)  # the model's keeps nothing of this call
         places, like = torch.arange(positions)[None], torch.empty((1, 1, 1), dtype=torch.float32)
         cosine, sine = (part[0].float().contiguous() for part in own(like, places))
-        if cosine.shape[1] > width:
-            raise Unsupported(f"it rotates {cosine.shape[1]} numbers of heads of {width}")
+        if cosine.shape[1] > step.width:
+            raise Unsupported(f"it rotates {cosine.shape[1]} numbers of heads of {step.width}")
         step.set_rotations(cosine, sine)
 
     return rotate
 
 
-def same_of_all(values: Sequence[Any], what: str) -> Any:
+def same_of_all(values: Sequence[_T], what: str) -> _T:
     """What all layers have; Unsupported if they differ, or there is none."""
     if not values:
         raise Unsupported("it has no layers")

@@ -33,21 +33,16 @@ def describe(model: Any) -> Description | None:
     layers = [_layer(each) for each in decoder.h]
     if any(layer.apply_residual_connection_post_layernorm for layer in decoder.h):
         raise Unsupported("its layers add to their normed inputs")
-    attention = [each.self_attention for each in decoder.h]
-    heads = same_of_all([each.num_heads for each in attention], "heads")
+    heads = same_of_all([each.self_attention.num_heads for each in decoder.h], "heads")
 
     def slopes(step: Step, _positions: int) -> None:
         places = torch.ones((1, 2), dtype=torch.int64)  # the second has the slope times 1
         step.set_slopes(decoder.build_alibi_tensor(places, heads, torch.float32)[:, 0, 1].clone())
 
-    activations = [activation_of(each.mlp.gelu_impl, Activation.GELU_TANH) for each in decoder.h]
     return Description(
         layers=layers,
         norm=decoder.ln_f,
         head=model.get_output_embeddings(),
-        width=same_of_all([each.head_dim for each in attention], "the width of a head"),
-        scale=same_of_all([each.inv_norm_factor for each in attention], "scale"),
-        activation=same_of_all(activations, "activation"),
         set_positions=slopes,
         embedding_norm=decoder.word_embeddings_layernorm,
     )
@@ -64,4 +59,11 @@ def _layer(layer: Any) -> LayerParts:
         Place.UP: mlp.dense_h_to_4h,
         Place.DOWN: mlp.dense_4h_to_h,
     }
-    return LayerParts(layer.input_layernorm, layer.post_attention_layernorm, matrices)
+    return LayerParts(
+        norm=layer.input_layernorm,
+        feed_norm=layer.post_attention_layernorm,
+        matrices=matrices,
+        width=attention.head_dim,
+        scale=attention.inv_norm_factor,
+        activation=activation_of(mlp.gelu_impl, Activation.GELU_TANH),
+    )

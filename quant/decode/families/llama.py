@@ -13,7 +13,6 @@ from quant.decode.description import (
     activation_of,
     require_children,
     rotations,
-    same_of_all,
 )
 
 NAME = "Llama"
@@ -33,19 +32,11 @@ def describe(model: Any) -> Description | None:
     decoder = model.base_model
     if not all(hasattr(decoder, name) for name in ("layers", "norm", "rotary_emb")):
         return None
-    layers = [_layer(each) for each in decoder.layers]
-    attention = [each.self_attn for each in decoder.layers]
-    width = same_of_all([each.head_dim for each in attention], "the width of a head")
-
-    activations = [activation_of(each.mlp.act_fn, Activation.SILU_GATE) for each in decoder.layers]
     return Description(
-        layers=layers,
+        layers=[_layer(each) for each in decoder.layers],
         norm=decoder.norm,
         head=model.get_output_embeddings(),
-        width=width,
-        scale=same_of_all([each.scaling for each in attention], "scale"),
-        activation=same_of_all(activations, "activation"),
-        set_positions=rotations(decoder, width),
+        set_positions=rotations(decoder),
     )
 
 
@@ -61,6 +52,9 @@ def _layer(layer: Any) -> LayerParts:
         norm=layer.input_layernorm,
         feed_norm=layer.post_attention_layernorm,
         matrices=matrices,
+        width=attention.head_dim,
+        scale=attention.scaling,
+        activation=activation_of(mlp.act_fn, Activation.SILU_GATE),
         query_norm=attention.q_norm if normed else None,
         key_norm=attention.k_norm if normed else None,
     )

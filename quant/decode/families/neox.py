@@ -13,7 +13,6 @@ from quant.decode.description import (
     activation_of,
     require_children,
     rotations,
-    same_of_all,
 )
 
 NAME = "GPT-NeoX"
@@ -34,21 +33,11 @@ def describe(model: Any) -> Description | None:
     decoder = model.base_model
     if not all(hasattr(decoder, name) for name in ("embed_in", "layers", "final_layer_norm")):
         return None
-    layers = [_layer(each) for each in decoder.layers]
-    attention = [each.attention for each in decoder.layers]
-    width = same_of_all([each.head_size for each in attention], "the width of a head")
-    parallel = [each.use_parallel_residual for each in decoder.layers]
-    gelus = (Activation.GELU, Activation.GELU_TANH)
-    activations = [activation_of(each.mlp.act, *gelus) for each in decoder.layers]
     return Description(
-        layers=layers,
+        layers=[_layer(each) for each in decoder.layers],
         norm=decoder.final_layer_norm,
         head=model.get_output_embeddings(),
-        width=width,
-        scale=same_of_all([each.scaling for each in attention], "scale"),
-        activation=same_of_all(activations, "activation"),
-        set_positions=rotations(decoder, width),
-        parallel=same_of_all(parallel, "what their second part reads"),
+        set_positions=rotations(decoder),
     )
 
 
@@ -63,4 +52,12 @@ def _layer(layer: Any) -> LayerParts:
         Place.UP: mlp.dense_h_to_4h,
         Place.DOWN: mlp.dense_4h_to_h,
     }
-    return LayerParts(layer.input_layernorm, layer.post_attention_layernorm, matrices)
+    return LayerParts(
+        norm=layer.input_layernorm,
+        feed_norm=layer.post_attention_layernorm,
+        matrices=matrices,
+        width=attention.head_size,
+        scale=attention.scaling,
+        activation=activation_of(mlp.act, Activation.GELU, Activation.GELU_TANH),
+        parallel=layer.use_parallel_residual,
+    )

@@ -1,4 +1,6 @@
-"""OPT's decoders: LayerNorm before each part of a layer, learned positions, ReLU, biases."""
+"""OPT's decoders: LayerNorm before each part of a layer, learned positions, ReLU (Galactica:
+GELU), biases.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,6 @@ from quant.decode.description import (
     Unsupported,
     activation_of,
     require_children,
-    same_of_all,
 )
 
 NAME = "OPT"
@@ -37,8 +38,6 @@ def describe(model: Any) -> Description | None:
         raise Unsupported("its norms come behind the parts of a layer")
     if decoder.final_layer_norm is None:
         raise Unsupported("it has no norm before the head")
-    layers = [_layer(each) for each in decoder.layers]
-    attention = [each.self_attn for each in decoder.layers]
     table = decoder.embed_positions
 
     def learned(step: Step, positions: int) -> None:
@@ -47,17 +46,10 @@ def describe(model: Any) -> Description | None:
             rows = functional.pad(rows, (0, 0, 0, positions - len(rows)))
         step.set_learned_positions(rows[:positions])
 
-    activations = [
-        activation_of(each.activation_fn, Activation.RELU, Activation.GELU)  # Galactica's
-        for each in decoder.layers
-    ]
     return Description(
-        layers=layers,
+        layers=[_layer(each) for each in decoder.layers],
         norm=decoder.final_layer_norm,
         head=model.get_output_embeddings(),
-        width=same_of_all([each.head_dim for each in attention], "the width of a head"),
-        scale=same_of_all([each.scaling for each in attention], "scale"),
-        activation=same_of_all(activations, "activation"),
         set_positions=learned,
         most_positions=table.num_embeddings - table.offset,
     )
@@ -68,4 +60,11 @@ def _layer(layer: Any) -> LayerParts:
     require_children(layer.self_attn, set(ATTENTION), NAME)
     matrices = {place: getattr(layer.self_attn, name) for name, place in ATTENTION.items()}
     matrices |= {Place.UP: layer.fc1, Place.DOWN: layer.fc2}
-    return LayerParts(layer.self_attn_layer_norm, layer.final_layer_norm, matrices)
+    return LayerParts(
+        norm=layer.self_attn_layer_norm,
+        feed_norm=layer.final_layer_norm,
+        matrices=matrices,
+        width=layer.self_attn.head_dim,
+        scale=layer.self_attn.scaling,
+        activation=activation_of(layer.activation_fn, Activation.RELU, Activation.GELU),
+    )

@@ -14,7 +14,6 @@ from quant.decode.description import (
     activation_of,
     require_children,
     rotations,
-    same_of_all,
 )
 
 NAME = "Phi"
@@ -32,20 +31,11 @@ def describe(model: Any) -> Description | None:
     decoder = model.base_model
     if not all(hasattr(decoder, name) for name in ("layers", "final_layernorm", "rotary_emb")):
         return None
-    layers = [_layer(each) for each in decoder.layers]
-    attention = [each.self_attn for each in decoder.layers]
-    width = same_of_all([each.head_dim for each in attention], "the width of a head")
-    gelus = (Activation.GELU, Activation.GELU_TANH)
-    activations = [activation_of(each.mlp.activation_fn, *gelus) for each in decoder.layers]
     return Description(
-        layers=layers,
+        layers=[_layer(each) for each in decoder.layers],
         norm=decoder.final_layernorm,
         head=model.get_output_embeddings(),
-        width=width,
-        scale=same_of_all([each.scaling for each in attention], "scale"),
-        activation=same_of_all(activations, "activation"),
-        set_positions=rotations(decoder, width),
-        parallel=True,
+        set_positions=rotations(decoder),
     )
 
 
@@ -58,4 +48,12 @@ def _layer(layer: Any) -> LayerParts:
     require_children(mlp, {"activation_fn", "fc1", "fc2"}, NAME)
     matrices = {place: getattr(attention, name) for name, place in ATTENTION.items()}
     matrices |= {Place.UP: mlp.fc1, Place.DOWN: mlp.fc2}
-    return LayerParts(layer.input_layernorm, layer.input_layernorm, matrices)
+    return LayerParts(
+        norm=layer.input_layernorm,
+        feed_norm=layer.input_layernorm,
+        matrices=matrices,
+        width=attention.head_dim,
+        scale=attention.scaling,
+        activation=activation_of(mlp.activation_fn, Activation.GELU, Activation.GELU_TANH),
+        parallel=True,
+    )

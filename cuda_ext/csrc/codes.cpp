@@ -14,7 +14,6 @@
 namespace bitsweep {
 namespace {
 
-
 // What glibc maps anew for every tensor: in pages of 4 KiB, mapping takes longer than the work.
 constexpr uintptr_t kLarge = 32 << 20, kPage = 4096;
 

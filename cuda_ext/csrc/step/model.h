@@ -54,6 +54,9 @@ struct Layer {
   const float* key_norm = nullptr;
   float* keys;                        // [kv_heads, positions, width]
   float* values;
+
+  // Whether one matrix gives query, key and value.
+  bool joined() const { return matrix[kQueryKeyValue].outputs > 0; }
 };
 
 struct Sizes {

@@ -234,7 +234,7 @@ void step_dense(
 // One matrix for query, key and value has as many heads of each.
 bool stands_in_for(const Model& model, const Layer& layer, int64_t place) {
   if (place == kQueryKeyValue) return layer.matrix[kQuery].outputs > 0;
-  if (place <= kValue) return layer.matrix[kQueryKeyValue].outputs > 0;
+  if (place <= kValue) return layer.joined();
   return place == kGate && model.activation != kSiluGate;
 }
 

@@ -32,7 +32,7 @@ class Run {
       : model_(model),
         sizes_(model.sizes),
         kernels_(kernels),
-        buffers_(model, model.sizes, count),
+        buffers_(model, count),
         threads_(torch::stable::get_num_threads()),
         stages_(stages_of(model), threads_),
         count_(count),
@@ -217,7 +217,7 @@ class Run {
 
   Readers query_key_value(const Layer& layer) const {
     const Matrix* matrix = layer.matrix;
-    if (matrix[kQueryKeyValue].outputs > 0)
+    if (layer.joined())
       return {{matrix + kQueryKeyValue}, {buffers_.joined.data()}, 1};
     return {
         {matrix + kQuery, matrix + kKey, matrix + kValue},
@@ -246,7 +246,7 @@ class Run {
   // of earlier tokens.
   void keep_keys(const Layer& layer) {
     const int64_t width = sizes_.width, shared = sizes_.kv_heads;
-    if (layer.matrix[kQueryKeyValue].outputs > 0) part_joined();
+    if (layer.joined()) part_joined();
     for (int64_t m = 0; m < count_; m++) {
       const int64_t at = position_ + m;
       float* query = buffers_.query.data() + m * sizes_.heads * width;
@@ -360,7 +360,7 @@ class Run {
 
 }  // namespace
 
-int64_t workspace(const Model& model, int64_t count) { return Buffers(model, model.sizes, count).bytes(); }
+int64_t workspace(const Model& model, int64_t count) { return Buffers(model, count).bytes(); }
 
 Times run(
     Model& model, const Kernels& kernels, const int64_t* tokens, int64_t count, int64_t position,
